@@ -1,0 +1,210 @@
+// The contract of arithmetic. Every operation of the four networks, forward and backward, as coarse as the fused
+// kernels that implement it. A backend (kernels/cpu, later kernels/cuda) implements the whole class.
+//
+// Conventions
+// - Activations are [batch B, rows T (tokens), cols C]; any View may be a slice, so strides matter. Activation type:
+//   float32 on the CPU. "per sample" tensors are [B, 1, C], vectors [1, 1, C].
+// - A gradient has the name of its value with a leading d. Optional views are empty when not wanted; what nobody
+//   reads is not computed. Gradients of adapters always accumulate; others say Accumulate.
+// - Outputs may not overlap inputs unless said.
+// - Sums are in float32 or wider; a result does not depend on the number of threads.
+// - Shapes are the caller's duty: a mismatch throws std::logic_error.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "kernels/base/view.h"
+
+namespace squareq {
+
+// One low-rank adapter on rows [row_begin, row_begin + b.rows) of a linear layer: y += scale * (x a^T) b^T.
+struct LoraBranch {
+  ConstView a;  // [1, r, in] F32
+  ConstView b;  // [1, rows, r] F32
+  View da;      // gradients, as a and b; empty for a frozen adapter
+  View db;
+  std::int64_t row_begin = 0;
+  float scale = 1.0F;
+
+  std::int64_t rank() const { return a.rows; }
+  bool trained() const { return static_cast<bool>(da); }
+};
+
+// Exactly one of the three epilogues applies: plain (act and sum empty), GELU, or gate + residual.
+struct LinearForward {
+  ConstView x;                       // [B, T, in]
+  const Weight& weight;              // [out, in]
+  std::span<const LoraBranch> lora;  // all on this linear
+  View u;                            // [B, T, sum of ranks]: x a^T of each branch in turn, saved for backward
+  View y;                            // [B, T, out] before the epilogue; may be empty when an epilogue is set
+  // GELU (tanh form) of output columns [gelu_begin, out), written to act [B, T, out - gelu_begin].
+  View act;
+  std::int64_t gelu_begin = 0;
+  // sum = residual + gate * y. sum may be the same view as residual.
+  ConstView gate;      // [B, 1, out]
+  ConstView residual;  // [B, T, out]
+  View sum;            // [B, T, out]
+};
+
+struct LinearBackward {
+  ConstView dy;  // [B, T, out]
+  ConstView x;   // [B, T, in]; needed only if a branch is trained
+  const Weight& weight;
+  std::span<const LoraBranch> lora;         // da, db of trained branches accumulate
+  ConstView u;                              // as saved; needed only if a branch is trained
+  View dx;                                  // [B, T, in]; empty when nobody reads it
+  Accumulate accumulate = Accumulate::kNo;  // of dx
+};
+
+// y = (1 + scale) * (x - mean) / sqrt(var + eps) + shift over the features; biased variance.
+struct ModulatedNorm {
+  ConstView x;             // [B, T, C]
+  ConstView scale, shift;  // [B, 1, C]
+  float epsilon = 1e-6F;
+  View y;  // [B, T, C]
+};
+struct ModulatedNormBackward {
+  ConstView dy, x, scale;
+  float epsilon = 1e-6F;
+  View dx;                                  // [B, T, C]; may be empty
+  Accumulate accumulate = Accumulate::kNo;  // of dx
+  View dscale, dshift;                      // [B, 1, C], written (=); may be empty
+};
+
+// Per head of D = gain.cols features: y = rope(gain * x / sqrt(mean(x^2) + eps)). RoPE turns the adjacent pairs
+// (2p, 2p + 1) by the angles whose cosines and sines are given; row t of x uses row t of cosine and sine.
+struct NormRope {
+  ConstView x;             // [B, T, H * D]
+  ConstView gain;          // [1, 1, D]
+  ConstView cosine, sine;  // [1, T, D / 2] F32
+  float epsilon = 1e-6F;
+  View y;  // [B, T, H * D]
+};
+struct NormRopeBackward {
+  ConstView dy, x, gain, cosine, sine;
+  float epsilon = 1e-6F;
+  View dx;  // [B, T, H * D], written (=); may be the same view as dy
+};
+
+// o = softmax(scale * q k^T + bias) v per head.
+struct Attention {
+  ConstView q, k, v;  // [B, L, H * D]
+  std::int64_t heads = 1;
+  float scale = 1.0F;
+  bool causal = false;  // query i sees keys 0..i
+  ConstView bias;       // [H, L, L] F32 added to the scores, or empty (forward only)
+  // Optional: keys in [valid_keys[b], masked_end) of sample b are seen by nobody (padded text before image tokens).
+  std::span<const std::int64_t> valid_keys;  // [B] or empty
+  std::int64_t masked_end = 0;
+  View o;            // [B, L, H * D]
+  View log_sum_exp;  // [B, H, L] F32, saved for backward; may be empty
+};
+struct AttentionBackward {
+  ConstView d_o, q, k, v, o, log_sum_exp;
+  std::int64_t heads = 1;
+  float scale = 1.0F;
+  bool causal = false;
+  std::span<const std::int64_t> valid_keys;
+  std::int64_t masked_end = 0;
+  View dq, dk, dv;  // [B, L, H * D], written (=)
+};
+
+// Convolution of images [B, C, height * width] with weights [1, out, in * k * k]; zero padding `before` at the left
+// and top and `after` at the right and bottom. y is [B, out, out_height * out_width] with
+// out_height = (upsample * height + before + after - k) / stride + 1 and likewise for the width. With upsample = 2
+// every pixel first stands for 2 x 2.
+struct Convolution {
+  ConstView x;
+  std::int64_t height = 0, width = 0;
+  ConstView weight;
+  ConstView bias;  // [1, 1, out]
+  std::int64_t kernel = 3, stride = 1, before = 1, after = 1, upsample = 1;
+  ConstView residual;  // added to the result; may be empty
+  View y;
+};
+
+// Normalisation of images [B, C, pixels] over groups of C / groups channels with biased variance, then per-channel
+// gain and bias [1, 1, C], then SiLU if asked.
+struct GroupNorm {
+  ConstView x;
+  std::int64_t groups = 32;
+  float epsilon = 1e-6F;
+  ConstView gain, bias;
+  bool silu = false;
+  View y;
+};
+
+enum class Activation : std::uint8_t { kSilu, kGeluTanh, kQuickGelu };
+
+struct AdamW {
+  View parameters;      // [1, 1, n] F32 masters, updated
+  View gradients;       // [1, 1, n]; multiplied by gradient_scale before use
+  View mean, variance;  // first and second moments, updated
+  float gradient_scale = 1.0F;
+  float learning_rate = 1e-4F;
+  float beta1 = 0.9F, beta2 = 0.999F;
+  float epsilon = 1e-8F;
+  float weight_decay = 0.01F;  // decoupled (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019)
+  std::int64_t step = 1;       // counted from 1, for the bias corrections
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  virtual void linear(const LinearForward&) = 0;
+  virtual void linear_backward(const LinearBackward&) = 0;
+
+  virtual void modulated_norm(const ModulatedNorm&) = 0;
+  virtual void modulated_norm_backward(const ModulatedNormBackward&) = 0;
+  // y = gain * (x - mean) / sqrt(var + eps) + bias over the features; gain and bias [1, 1, C].
+  virtual void layer_norm(ConstView x, ConstView gain, ConstView bias, float epsilon, View y) = 0;
+  // y = gain * x / sqrt(mean(x^2) + eps) over the features.
+  virtual void rms_norm(ConstView x, ConstView gain, float epsilon, View y) = 0;
+  virtual void group_norm(const GroupNorm&) = 0;
+
+  virtual void norm_rope(const NormRope&) = 0;
+  virtual void norm_rope_backward(const NormRopeBackward&) = 0;
+
+  virtual void attention(const Attention&) = 0;
+  virtual void attention_backward(const AttentionBackward&) = 0;
+
+  virtual void convolution(const Convolution&) = 0;
+
+  // y = f(x); y may be x. With `times` (same shape as x, may be empty): y = f(x) * times.
+  virtual void activation(Activation f, ConstView x, ConstView times, View y) = 0;
+  // dx = dy * f'(x) (or +=). dx may be dy when not accumulating.
+  virtual void activation_backward(Activation f, ConstView dy, ConstView x, View dx, Accumulate accumulate) = 0;
+
+  // Backward of sum = residual + gate * y: dy = dsum * gate; and, if dgate [B, 1, C] is wanted, dgate = sum over
+  // rows of dsum * y (written). y is read only for dgate.
+  virtual void gate_backward(ConstView dsum, ConstView gate, ConstView y, View dy, View dgate) = 0;
+
+  // Row t of sample b of y = row ids[b * T + t] of table [1, n, C] (any floating type). An id outside the table
+  // throws FormatError.
+  virtual void gather(ConstView table, std::span<const std::int32_t> ids, View y) = 0;
+
+  // y[b] = cat(cos a, sin a), a_j = 1000 * values[b] * 10000^(-j / half), half = y.cols / 2 (spec of FLUX: 256
+  // features, cosines first). Angles in float64. y is [B, 1, features].
+  virtual void sinusoid(std::span<const float> values, View y) = 0;
+
+  // y = x, or y += x.
+  virtual void copy(ConstView x, View y, Accumulate accumulate) = 0;
+  virtual void fill(View y, float value) = 0;
+
+  // Weighted mean squared error over the rows given: loss[b] = mean over rows and cols of (prediction - target)^2,
+  // and, if dprediction is wanted, dprediction[b] = gradient_weight[b] * 2 * (prediction - target) / (rows * cols).
+  virtual void squared_error(ConstView prediction, ConstView target, std::span<const float> gradient_weight,
+                             std::span<float> loss, View dprediction) = 0;
+
+  // Sum of squares of all elements of a contiguous view, accumulated in float64.
+  virtual double sum_of_squares(ConstView x) = 0;
+  virtual void adamw(const AdamW&) = 0;
+};
+
+// The CPU backend: plain loops, matrix products through OpenBLAS, `threads` of its own (0: one per hardware thread).
+std::unique_ptr<Ops> make_cpu_ops(int threads = 0);
+
+}  // namespace squareq
