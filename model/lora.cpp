@@ -1,0 +1,87 @@
+#include "model/lora.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/base/random.h"
+
+namespace squareq {
+namespace {
+
+View matrix_at(const View& buffer, std::int64_t offset, std::int64_t rows, std::int64_t cols) {
+  std::byte* data = buffer ? buffer.data + offset * static_cast<std::int64_t>(sizeof(float)) : nullptr;
+  return View(data, DType::F32, 1, rows, cols);
+}
+
+}  // namespace
+
+LoraSet::LoraSet(std::vector<LoraTarget> targets) : targets_(std::move(targets)) {
+  std::stable_partition(targets_.begin(), targets_.end(), [](const LoraTarget& t) { return t.trained; });
+  for (std::size_t i = 0; i < targets_.size(); ++i) {
+    offsets_.push_back(count_);
+    by_linear_[targets_[i].linear].push_back(i);
+    count_ += targets_[i].count();
+    if (targets_[i].trained) trained_count_ = count_;
+  }
+}
+
+bool LoraSet::trains(const std::string& linear) const {
+  const auto found = by_linear_.find(linear);
+  if (found == by_linear_.end()) return false;
+  return std::any_of(found->second.begin(), found->second.end(), [&](std::size_t i) { return targets_[i].trained; });
+}
+
+void LoraSet::layout(Carver& carver) {
+  parameters_ = carver.take(DType::F32, 1, 1, count_);
+  for (View* buffer : {&gradients_, &mean_, &variance_}) *buffer = carver.take(DType::F32, 1, 1, trained_count_);
+}
+
+View LoraSet::a(std::size_t i) const {
+  return matrix_at(parameters_, offsets_.at(i), targets_[i].rank, targets_[i].in);
+}
+
+View LoraSet::b(std::size_t i) const {
+  return matrix_at(parameters_, offsets_.at(i) + targets_[i].rank * targets_[i].in, targets_[i].rows, targets_[i].rank);
+}
+
+View LoraSet::da(std::size_t i) const {
+  if (!targets_.at(i).trained) return {};
+  return matrix_at(gradients_, offsets_[i], targets_[i].rank, targets_[i].in);
+}
+
+View LoraSet::db(std::size_t i) const {
+  if (!targets_.at(i).trained) return {};
+  return matrix_at(gradients_, offsets_[i] + targets_[i].rank * targets_[i].in, targets_[i].rows, targets_[i].rank);
+}
+
+std::vector<LoraBranch> LoraSet::branches(const std::string& linear) const {
+  std::vector<LoraBranch> list;
+  const auto found = by_linear_.find(linear);
+  if (found == by_linear_.end()) return list;
+  for (const std::size_t i : found->second) {
+    list.push_back({.a = a(i),
+                    .b = b(i),
+                    .da = da(i),
+                    .db = db(i),
+                    .row_begin = targets_[i].row_begin,
+                    .scale = static_cast<float>(targets_[i].scale)});
+  }
+  return list;
+}
+
+void LoraSet::initialise(LoraInit init, std::uint64_t seed) {
+  for (std::size_t i = 0; i < targets_.size() && targets_[i].trained; ++i) {
+    const LoraTarget& target = targets_[i];
+    Random random({.seed = seed, .purpose = Purpose::kLoraInit, .module = static_cast<std::uint32_t>(i)});
+    const std::span<float> values(a(i).f32(), static_cast<std::size_t>(target.rank * target.in));
+    if (init == LoraInit::kKaiming) {
+      const float bound = 1.0F / std::sqrt(static_cast<float>(target.in));
+      random.fill_uniform(values, -bound, bound);
+    } else {
+      random.fill_normal(values, 1.0F / static_cast<float>(target.rank));
+    }
+    std::fill_n(b(i).f32(), target.rows * target.rank, 0.0F);
+  }
+}
+
+}  // namespace squareq
