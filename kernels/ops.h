@@ -32,7 +32,8 @@ struct LoraBranch {
   bool trained() const { return static_cast<bool>(da); }
 };
 
-// Exactly one of the three epilogues applies: plain (act and sum empty), GELU, or gate + residual.
+// At most one epilogue applies: GELU (act set) or gate + residual (sum set). If y, act and sum are all empty, only u is
+// computed: that is all a recomputation needs of a linear whose output nobody reads again.
 struct LinearForward {
   ConstView x;                       // [B, T, in]
   const Weight& weight;              // [out, in]

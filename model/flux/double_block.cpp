@@ -107,16 +107,15 @@ void forward(Ops& ops, const State& s, const DoubleBlock& block, Pass pass) {
                 .u = stream.mlp0.u,
                 .y = a.z.row_slice(begin, rows).col_slice(3 * h, mlp),
                 .act = cat.col_slice(h, mlp)});
-    // Recomputed only for what the adapters on it save, or for the gradient of its gate.
-    if (pass == Pass::kRecompute && !stream.mlp2.trained() && !stream.y2) continue;
+    const bool output = pass == Pass::kForward;  // nobody reads the output of a recomputed block
     ops.linear({.x = cat.col_slice(h, mlp),
                 .weight = stream.mlp2.weight,
                 .lora = stream.mlp2.lora,
                 .u = stream.mlp2.u,
                 .y = stream.y2,
-                .gate = mod.value(5),
-                .residual = mid,
-                .sum = x_out.row_slice(begin, rows)});
+                .gate = output ? mod.value(5) : View{},
+                .residual = output ? mid : View{},
+                .sum = output ? x_out.row_slice(begin, rows) : View{}});
   }
 }
 

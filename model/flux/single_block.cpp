@@ -51,16 +51,15 @@ void forward(Ops& ops, const State& s, const SingleBlock& block, Pass pass) {
               .gelu_begin = 3 * h});
   normalise_queries_keys(ops, s, a, block.query_norm, block.key_norm, 0, s.tokens());
   attend(ops, s, a);
-  // Recomputed only for what the adapters on it save, or for the gradient of its gate.
-  if (pass == Pass::kRecompute && !block.linear2.trained() && !block.y) return;
+  const bool output = pass == Pass::kForward;  // nobody reads the output of a recomputed block
   ops.linear({.x = a.cat,
               .weight = block.linear2.weight,
               .lora = block.linear2.lora,
               .u = block.linear2.u,
               .y = block.y,
-              .gate = mod.value(2),
-              .residual = x,
-              .sum = s.x[static_cast<std::size_t>(block.index) + 1]});
+              .gate = output ? mod.value(2) : View{},
+              .residual = output ? x : View{},
+              .sum = output ? s.x[static_cast<std::size_t>(block.index) + 1] : View{}});
 }
 
 void backward(Ops& ops, const State& s, const SingleBlock& block) {
