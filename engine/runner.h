@@ -1,0 +1,40 @@
+// Runs a list of stages: forward up, backward down, with the memory that they save kept or shared.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+#include "engine/slab_store.h"
+#include "model/stage.h"
+
+namespace squareq {
+
+enum class Keep {
+  kNothing,     // forward only: all stages share one region
+  kCheckpoint,  // recomputable stages share one region and are run again before their backward
+  kAll,         // every stage keeps what it saved
+};
+
+class Runner {
+ public:
+  Runner(Ops& ops, SlabStore& store, std::vector<Stage> stages, Keep keep);
+
+  // Carves what the stages save; before the first pass, twice (see Carver).
+  void layout(Carver& carver);
+
+  void forward();
+  void backward();
+
+  const std::vector<Stage>& stages() const { return stages_; }
+
+ private:
+  bool shares(const Stage& stage) const;
+
+  Ops& ops_;
+  SlabStore& store_;
+  std::vector<Stage> stages_;
+  Keep keep_;
+  View shared_;
+};
+
+}  // namespace squareq

@@ -1,0 +1,33 @@
+// A place to compute: memory, copies to and from the host, and the arithmetic that runs there.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "kernels/base/view.h"
+#include "kernels/ops.h"
+
+namespace squareq {
+
+// A region of device memory, freed with its owner. Aligned to 4096 bytes; content undefined.
+using Buffer = std::unique_ptr<std::byte[], std::function<void(std::byte*)>>;
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  virtual std::string name() const = 0;
+  virtual Ops& ops() = 0;
+  virtual Buffer allocate(std::size_t bytes) = 0;  // throws std::bad_alloc
+  // Host array of to.count() elements of to.dtype into a contiguous view, and back.
+  virtual void upload(const void* from, View to) = 0;
+  virtual void download(ConstView from, void* to) = 0;
+};
+
+std::unique_ptr<Device> make_cpu_device(int threads);
+
+// Throws ConfigError saying what is missing where there is no usable CUDA device or no CUDA in this build.
+std::unique_ptr<Device> make_cuda_device();
+
+}  // namespace squareq

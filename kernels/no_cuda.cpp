@@ -1,0 +1,14 @@
+// Stands in for the CUDA backend in a build without it.
+#include "kernels/base/error.h"
+#include "kernels/device.h"
+
+namespace squareq {
+
+std::unique_ptr<Device> make_cuda_device() {
+  throw ConfigError({.where = "device",
+                     .found = "cuda",
+                     .expected = "cpu",
+                     .advice = "this build has no CUDA backend; choose the device cpu"});
+}
+
+}  // namespace squareq
