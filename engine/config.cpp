@@ -1,0 +1,239 @@
+#include "engine/config.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cctype>
+#include <filesystem>
+#include <regex>
+#include <set>
+
+#include "engine/config_table.h"
+#include "io/file.h"
+#include "kernels/base/error.h"
+
+namespace squareq {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+// At most `limit` bytes of a text, never ending inside a UTF-8 sequence.
+std::string shortened(std::string_view text, std::size_t limit) {
+  if (text.size() <= limit) return std::string(text);
+  std::size_t end = limit;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) --end;
+  return std::string(text.substr(0, end)) + "...";
+}
+
+std::string place(const std::string& source, std::string_view field) {
+  return fmt::format("{}: field '{}'", source, shortened(field, 80));
+}
+
+std::string described(const Json& value) {
+  if (value.is_string()) return fmt::format("the text \"{}\"", shortened(value.get_ref<const std::string&>(), 60));
+  if (value.is_object()) return "a section { }";
+  if (value.is_array()) {
+    const bool numbers = std::all_of(value.begin(), value.end(), [](const Json& v) { return v.is_number(); });
+    if (numbers && value.size() <= 8) return value.dump();
+    return fmt::format("a list of {} entries", value.size());
+  }
+  return value.dump();  // null, true, false or a number
+}
+
+// Steps to turn one word into the other by inserting, deleting or replacing a letter.
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t replace = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replace});
+    }
+  }
+  return row.back();
+}
+
+std::string lower(std::string_view text) {
+  std::string result(text);
+  for (char& c : result) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return result;
+}
+
+std::vector<std::string> sections() {
+  std::vector<std::string> names;
+  for (const ConfigField& field : config_fields()) {
+    const std::string section = field.section();
+    if (!section.empty() && (names.empty() || names.back() != section)) names.push_back(section);
+  }
+  return names;
+}
+
+std::string nearest_name(std::string_view path) {
+  const std::string wanted = lower(shortened(path, 64));
+  const std::string wanted_leaf = wanted.substr(wanted.rfind('.') + 1);
+  std::string best;
+  std::size_t best_distance = SIZE_MAX;
+  const auto consider = [&](const std::string& name, std::size_t distance) {
+    if (distance < best_distance) {
+      best_distance = distance;
+      best = name;
+    }
+  };
+  for (const ConfigField& field : config_fields()) consider(field.path, edit_distance(wanted, field.path));
+  for (const std::string& section : sections()) consider(section, edit_distance(wanted, section));
+  for (const ConfigField& field : config_fields()) consider(field.path, edit_distance(wanted_leaf, field.leaf()) + 1);
+  return best;
+}
+
+// What to say about a name that no field has.
+std::string advice_for(std::string_view path) {
+  const std::string leaf = lower(path.substr(path.rfind('.') + 1));
+  for (const ConfigField& field : config_fields()) {
+    if (leaf == field.leaf()) {
+      return field.section().empty() ? fmt::format("'{}' stands outside of all sections", field.path)
+                                     : fmt::format("'{}' belongs into the section '{}'", leaf, field.section());
+    }
+  }
+  for (const ForeignName& foreign : foreign_names()) {
+    if (leaf != foreign.name) continue;
+    return foreign.path.empty() ? fmt::format("{} is not used here: {}", foreign.name, foreign.note)
+                                : fmt::format("{} is called {} here", foreign.name, foreign.path);
+  }
+  return fmt::format("did you mean '{}'?", nearest_name(path));
+}
+
+[[noreturn]] void unknown_field(const std::string& source, const std::string& path) {
+  throw ConfigError({place(source, path), "an unknown name", "one of docs/config.md", advice_for(path)});
+}
+
+void set_field(TrainConfig& config, const std::string& path, const Json& value) {
+  for (const ConfigField& field : config_fields()) {
+    if (field.path != path) continue;
+    if (!field.set(config, value)) {
+      throw ConfigError({place(config.source, path), described(value), field.expected, ""});
+    }
+    return;
+  }
+  unknown_field(config.source, path);
+}
+
+// nlohmann::json keeps the last of two equal names; here they are an error.
+Json parse_json(std::string_view text, const std::string& source) {
+  std::vector<std::set<std::string>> names;
+  const auto watch = [&](int, Json::parse_event_t event, Json& parsed) {
+    if (event == Json::parse_event_t::object_start) names.emplace_back();
+    if (event == Json::parse_event_t::object_end) names.pop_back();
+    if (event == Json::parse_event_t::key && !names.back().insert(parsed.get<std::string>()).second) {
+      throw ConfigError({place(source, parsed.get<std::string>()), "a name used twice", "each name once", ""});
+    }
+    return true;
+  };
+  try {
+    return Json::parse(text, watch, true, true);
+  } catch (const Json::parse_error& e) {
+    const std::string_view before = text.substr(0, std::min(text.size(), e.byte > 0 ? e.byte - 1 : 0));
+    const auto line = 1 + std::count(before.begin(), before.end(), '\n');
+    const std::size_t column = before.size() - (before.rfind('\n') + 1) + 1;  // npos + 1 is 0
+    throw ConfigError({fmt::format("{}: line {}, column {}", source, line, column),
+                       before.size() == text.size() ? "the end of the text" : "text that is not JSON", "JSON",
+                       "look for a missing comma, quote or bracket just before"});
+  } catch (const Json::exception&) {
+    throw ConfigError({source, "a number too large to represent", "JSON", ""});
+  }
+}
+
+void read_fields(TrainConfig& config, const Json& json) {
+  if (!json.is_object()) throw ConfigError({config.source, described(json), "an object { } of settings", ""});
+  const std::vector<std::string> known = sections();
+  for (const auto& [name, value] : json.items()) {
+    if (std::find(known.begin(), known.end(), name) == known.end()) {
+      set_field(config, name, value);
+      continue;
+    }
+    if (!value.is_object()) {
+      throw ConfigError({place(config.source, name), described(value), "a section { } of settings", ""});
+    }
+    for (const auto& [leaf, inner] : value.items()) set_field(config, name + "." + leaf, inner);
+  }
+}
+
+void require_parts(const TrainConfig& c) {
+  const auto require = [&](const std::string& path, const char* name, bool present) {
+    if (present || !path.empty()) return;
+    throw ConfigError({place(c.source, name), "nothing", "a path", "give 'model', or every part by itself"});
+  };
+  require(c.transformer, "transformer", !c.model.empty() || !c.slab.empty());
+  require(c.vae, "vae", !c.model.empty());
+  require(c.clip, "clip", !c.model.empty());
+  require(c.t5, "t5", !c.model.empty());
+  require(c.tokenizers, "tokenizers", !c.model.empty());
+}
+
+void check_together(const TrainConfig& c) {
+  for (const ConfigField& field : config_fields()) {
+    if (field.required && field.get(c).is_null()) {
+      throw ConfigError({place(c.source, field.path), "nothing", field.expected, "this field has no default"});
+    }
+  }
+  require_parts(c);
+  if (!c.slab.empty() && c.quantize == TrainConfig::Quantize::kNone) {
+    throw ConfigError({place(c.source, "slab"), "a slab together with quantize \"none\"", "one of the two",
+                       "a slab is quantized; leave out 'slab' or 'quantize'"});
+  }
+  if (c.training.warmup_steps > c.training.steps) {
+    throw ConfigError({place(c.source, "training.warmup_steps"), std::to_string(c.training.warmup_steps),
+                       fmt::format("at most training.steps = {}", c.training.steps), ""});
+  }
+}
+
+std::string absolute_path(const std::string& path, const std::string& source) {
+  namespace fs = std::filesystem;
+  return (fs::absolute(fs::path(source).parent_path() / ".") / path).lexically_normal().string();
+}
+
+}  // namespace
+
+TrainConfig parse_train_config(std::string_view json, const std::string& source) {
+  TrainConfig config;
+  config.source = source;
+  read_fields(config, parse_json(json, source));
+  check_together(config);
+  if (!(config.lora.alpha > 0.0)) config.lora.alpha = static_cast<double>(config.lora.rank);
+  for (const ConfigField& field : config_fields()) {
+    std::string* path = field.file_path(config);
+    if (path != nullptr && !path->empty()) *path = absolute_path(*path, source);
+  }
+  return config;
+}
+
+TrainConfig load_train_config(const std::string& path) { return parse_train_config(read_text(path), path); }
+
+std::string to_json(const TrainConfig& config) {
+  Json json = Json::object();
+  for (const ConfigField& field : config_fields()) {
+    const Json value = field.get(config);
+    if (value.is_null()) continue;
+    (field.section().empty() ? json[field.path] : json[field.section()][field.leaf()]) = value;
+  }
+  return json.dump(2) + "\n";
+}
+
+bool is_lora_target(const LoraConfig& lora, std::string_view linear) {
+  if (lora.preset.empty()) {
+    return std::any_of(lora.patterns.begin(), lora.patterns.end(), [&](const std::string& pattern) {
+      return std::regex_match(linear.begin(), linear.end(), std::regex(pattern));
+    });
+  }
+  static const std::regex attention(R"(double_blocks\.\d+\.(img|txt)_attn\.(qkv|proj)|single_blocks\.\d+\.linear1)");
+  static const std::regex mlp(R"(double_blocks\.\d+\.(img|txt)_mlp\.[02]|single_blocks\.\d+\.linear2)");
+  static const std::regex modulation(R"(double_blocks\.\d+\.(img|txt)_mod\.lin|single_blocks\.\d+\.modulation\.lin)");
+  const auto is = [&](const std::regex& group) { return std::regex_match(linear.begin(), linear.end(), group); };
+  if (is(attention)) return true;
+  if (is(mlp)) return lora.preset != "attention";
+  return lora.preset == "all-linear" && is(modulation);
+}
+
+}  // namespace squareq
