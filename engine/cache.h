@@ -29,7 +29,7 @@ class CacheKey {
  public:
   explicit CacheKey(std::string kind);  // letters, digits and '-': "latent", "text"
 
-  CacheKey& add(std::string_view name, std::string_view value);
+  CacheKey& add(std::string_view name, std::string_view value);  // UTF-8
   CacheKey& add(std::string_view name, std::int64_t value);
 
   const std::string& text() const { return text_; }  // stored in the record and compared when it is read
@@ -49,28 +49,15 @@ class Cache {
   // another key is reported with a warning and treated as absent, so that it is computed again.
   std::optional<Record> load(const CacheKey& key) const;
 
-  // Written beside its place and renamed, so an interrupted run leaves a whole record or none. Throws FileError.
+  // Written beside its place and renamed, so an interrupted run leaves a whole record or none. Throws FileError, and
+  // NumericError if a value is not finite.
   void store(const CacheKey& key, const Record& record) const;
 
  private:
   std::string folder_;
 };
 
-// SHA-256 of bytes, 64 hexadecimal digits.
-std::string content_hash(std::string_view bytes);
-
-// SHA-256 of a whole file, for pictures. Throws FileError.
-std::string file_hash(const std::string& path);
-
-// Identity of the files of a model part, quick for large ones. A file gives SHA-256 over its size and
-//   - all of its bytes if it is smaller than 64 MiB;
-//   - else its first 64 MiB / 16 = 4 MiB (a safetensors header lies there) and 64 pages of 64 KiB spread evenly over
-//     the rest, the last one ending with the file.
-// A folder gives SHA-256 over the relative names and identities of the files under it, in order of their names; hidden
-// files are ignored and links to folders are not followed. Throws FileError.
-std::string model_identity(const std::string& path);
-
-// Key of a picture's latents; mode is "sample" or "mean".
+// Key of a picture's latents; mode is "sample" or "mean". Hashes and identities come from engine/identity.h.
 CacheKey latent_key(const std::string& image_hash, const std::string& vae_identity, std::int64_t width,
                     std::int64_t height, std::string_view mode);
 

@@ -1,0 +1,144 @@
+#include "engine/cache.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <span>
+#include <stdexcept>
+
+#include "engine/identity.h"
+#include "io/safetensors.h"
+#include "kernels/base/error.h"
+
+namespace squareq {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kFormat = "squareq cache record";
+constexpr const char* kVersion = "1";
+
+std::size_t count_of(const std::vector<std::int64_t>& shape) {
+  std::size_t count = 1;
+  for (const std::int64_t side : shape) count *= static_cast<std::size_t>(side);
+  return count;
+}
+
+// Covers names, types, shapes and numbers, in the order of the names.
+class RecordSum {
+ public:
+  void add(const std::string& name, DType dtype, const std::vector<std::int64_t>& shape,
+           std::span<const std::byte> data) {
+    std::string head = fmt::format("{}({})={} [", name.size(), name, name_of(dtype));
+    for (const std::int64_t side : shape) head += fmt::format("{},", side);
+    hash_.add(head + "]");
+    hash_.add({reinterpret_cast<const char*>(data.data()), data.size()});
+  }
+  std::string text() { return hash_.hex(); }
+
+ private:
+  Sha256 hash_;
+};
+
+std::string metadata_of(const SafetensorsFile& file, const std::string& name) {
+  const auto found = file.metadata().find(name);
+  return found == file.metadata().end() ? std::string() : found->second;
+}
+
+void expect_metadata(const SafetensorsFile& file, const std::string& name, const std::string& expected) {
+  const std::string found = metadata_of(file, name);
+  if (found != expected) throw FormatError({file.path(), fmt::format("{} '{}'", name, found), expected, ""});
+}
+
+Record read_record(const std::string& path, const CacheKey& key) {
+  const SafetensorsFile file(path);
+  expect_metadata(file, "format", kFormat);
+  expect_metadata(file, "version", kVersion);
+  expect_metadata(file, "key", key.text());
+  std::map<std::string, TensorInfo> tensors;
+  for (const TensorInfo& info : file.tensors()) tensors.emplace(info.name, info);
+  RecordSum sum;
+  Record record;
+  for (const auto& [name, info] : tensors) {
+    sum.add(name, info.dtype, info.shape, file.data(info));
+    record[name] = {info.dtype, info.shape, file.read_f32(name)};
+  }
+  expect_metadata(file, "sha256", sum.text());
+  return record;
+}
+
+}  // namespace
+
+CacheKey::CacheKey(std::string kind) : kind_(std::move(kind)) { add("kind", kind_); }
+
+CacheKey& CacheKey::add(std::string_view name, std::string_view value) {
+  text_ += fmt::format("{}({})={}\n", name, value.size(), value);  // the length keeps line breaks in values harmless
+  return *this;
+}
+
+CacheKey& CacheKey::add(std::string_view name, std::int64_t value) { return add(name, std::to_string(value)); }
+
+std::string CacheKey::file_name() const {
+  return fmt::format("{}-{}.safetensors", kind_, content_hash(text_).substr(0, 32));
+}
+
+Cache::Cache(std::string folder) : folder_(std::move(folder)) {
+  std::error_code error;
+  fs::create_directories(folder_, error);
+  if (error || !fs::is_directory(folder_, error)) {
+    throw FileError({folder_, error ? error.message() : std::string("no folder"), "a folder that can be written",
+                     "set cache_dir to another place"});
+  }
+}
+
+std::optional<Record> Cache::load(const CacheKey& key) const {
+  const std::string path = (fs::path(folder_) / key.file_name()).string();
+  std::error_code error;
+  if (!fs::exists(path, error)) return std::nullopt;
+  try {
+    return read_record(path, key);
+  } catch (const Error& e) {
+    spdlog::warn("cache: {}; it is computed again", e.what());
+    return std::nullopt;
+  }
+}
+
+void Cache::store(const CacheKey& key, const Record& record) const {
+  const std::string path = (fs::path(folder_) / key.file_name()).string();
+  std::vector<std::vector<std::byte>> payloads;
+  std::vector<TensorOut> tensors;
+  RecordSum sum;
+  for (const auto& [name, array] : record) {
+    if (array.values.size() != count_of(array.shape)) throw std::logic_error("Cache::store: shape and values disagree");
+    if (!std::all_of(array.values.begin(), array.values.end(), [](float v) { return std::isfinite(v); })) {
+      throw NumericError({fmt::format("{}: '{}'", path, name), "NaN or infinity", "finite numbers",
+                          "the encoder that computed it gives no usable result"});
+    }
+    std::vector<std::byte>& payload = payloads.emplace_back(array.values.size() * size_of(array.dtype));
+    from_f32(array.values.data(), array.dtype, payload.data(), static_cast<std::int64_t>(array.values.size()));
+    sum.add(name, array.dtype, array.shape, payload);
+    tensors.push_back({name, array.dtype, array.shape, payload});  // a vector's memory stays when its owner moves
+  }
+  write_safetensors(path, tensors,
+                    {{"format", kFormat}, {"version", kVersion}, {"key", key.text()}, {"sha256", sum.text()}});
+}
+
+CacheKey latent_key(const std::string& image_hash, const std::string& vae_identity, std::int64_t width,
+                    std::int64_t height, std::string_view mode) {
+  CacheKey key("latent");
+  key.add("image", image_hash).add("vae", vae_identity).add("width", width).add("height", height).add("mode", mode);
+  return key;
+}
+
+CacheKey text_key(std::string_view caption, const std::string& t5_identity, const std::string& clip_identity,
+                  const std::string& tokenizer_identity, std::int64_t t5_length, std::int64_t clip_length) {
+  CacheKey key("text");
+  key.add("caption", content_hash(caption)).add("t5", t5_identity).add("clip", clip_identity);
+  key.add("tokenizers", tokenizer_identity).add("t5_length", t5_length).add("clip_length", clip_length);
+  return key;
+}
+
+}  // namespace squareq
