@@ -1,0 +1,213 @@
+#include "engine/trainer.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <numbers>
+
+#include "engine/dataset.h"
+#include "engine/lora_targets.h"
+#include "kernels/base/error.h"
+#include "kernels/base/random.h"
+
+namespace squareq {
+namespace {
+
+TimestepSettings timestep_settings(const TrainingConfig& c, const ScheduleShift& shift) {
+  const auto kind = [&] {
+    switch (c.timestep_sampling) {
+      case TrainingConfig::Timesteps::kUniform: return TimestepSampling::kUniform;
+      case TrainingConfig::Timesteps::kSigmoid: return TimestepSampling::kSigmoid;
+      case TrainingConfig::Timesteps::kLogitNormal: return TimestepSampling::kLogitNormal;
+      case TrainingConfig::Timesteps::kShift: return TimestepSampling::kShift;
+      case TrainingConfig::Timesteps::kFluxShift: break;
+    }
+    return TimestepSampling::kFluxShift;
+  }();
+  return {.kind = kind,
+          .sigmoid_scale = c.sigmoid_scale,
+          .logit_mean = c.logit_mean,
+          .logit_std = c.logit_std,
+          .shift = c.shift,
+          .schedule = shift};
+}
+
+FluxRun training_run(const TrainConfig& config, const TrainingSet& data, const FluxShape& shape) {
+  return {.batch = config.training.batch_size,
+          .sequence = make_sequence(data.text_tokens, data.grid),
+          .wanted = {.gradients = true},
+          .keep = config.training.activation_checkpointing ? Keep::kCheckpoint : Keep::kAll,
+          .lora = select_lora_targets(config.lora, shape)};
+}
+
+void check_finite(double value, const char* what, std::int64_t step) {
+  if (std::isfinite(value)) return;
+  throw NumericError({.where = "training step " + std::to_string(step),
+                      .found = std::string(what) + " " + std::to_string(value),
+                      .expected = "a finite number",
+                      .advice = "lower training.learning_rate, or check the data and the checkpoint"});
+}
+
+// Quantile of the standard normal distribution by bisection of its distribution function.
+double normal_quantile(double p) {
+  double low = -10.0;
+  double high = 10.0;
+  for (int i = 0; i < 80; ++i) {
+    const double middle = 0.5 * (low + high);
+    (0.5 * std::erfc(-middle / std::numbers::sqrt2) < p ? low : high) = middle;
+  }
+  return 0.5 * (low + high);
+}
+
+}  // namespace
+
+double learning_rate(const TrainingConfig& config, std::int64_t step) {
+  const double peak = config.learning_rate;
+  if (step <= config.warmup_steps) return peak * static_cast<double>(step) / static_cast<double>(config.warmup_steps);
+  const auto rest = static_cast<double>(std::max<std::int64_t>(1, config.steps - config.warmup_steps));
+  const double done = static_cast<double>(step - 1 - config.warmup_steps) / rest;
+  switch (config.lr_schedule) {
+    case TrainingConfig::Schedule::kConstant: return peak;
+    case TrainingConfig::Schedule::kLinear: return peak * (1.0 - done);
+    case TrainingConfig::Schedule::kCosine: return peak * 0.5 * (1.0 + std::cos(std::numbers::pi * done));
+  }
+  return peak;
+}
+
+double clip_factor(double norm, double max_norm) { return max_norm > 0.0 && norm > max_norm ? max_norm / norm : 1.0; }
+
+Trainer::Trainer(Device& device, const Slab& slab, const TrainConfig& config, TrainingSet data,
+                 const ScheduleShift& shift)
+    : config_(config),
+      data_(std::move(data)),
+      timesteps_(timestep_settings(config.training, shift)),
+      engine_(device, slab, training_run(config, data_, slab.flux_shape())) {
+  engine_.lora().initialise(config.lora.init == LoraConfig::Init::kGaussian ? LoraInit::kGaussian : LoraInit::kKaiming,
+                            config.training.seed);
+  const std::size_t size = data_.examples.at(0).latent.size();
+  noisy_.resize(size);
+  target_.resize(size * static_cast<std::size_t>(config.training.batch_size));
+  target_memory_ = device.allocate(target_.size() * sizeof(float));
+  for (const auto& [purpose, bytes] : engine_.memory_plan()) {
+    spdlog::info("memory: {:8.1f} MiB  {}", static_cast<double>(bytes) / 0x1p20, purpose);
+  }
+}
+
+void Trainer::set_sample(std::int64_t slot, const EncodedExample& example, std::span<const float> noise, double sigma) {
+  mix_noise(example.latent, noise, static_cast<float>(sigma), noisy_);
+  const std::span<float> target(target_.data() + static_cast<std::size_t>(slot) * noisy_.size(), noisy_.size());
+  velocity_target(example.latent, noise, target);
+  engine_.set_sample(
+      slot,
+      {.img = noisy_, .txt = example.text, .y = example.pooled, .sigma = sigma, .guidance = config_.training.guidance});
+}
+
+// Loss of every sample of the batch that is set; with gradients, also runs the backward pass.
+std::vector<float> Trainer::batch_loss(float gradient_weight, bool gradients) {
+  flux::State& state = engine_.state();
+  const View target(target_memory_.get(), DType::F32, state.batch, state.prediction.rows, state.prediction.cols);
+  engine_.device().upload(target_.data(), target);
+  engine_.forward();
+  std::vector<float> loss(static_cast<std::size_t>(state.batch));
+  const std::vector<float> weights(loss.size(), gradient_weight);
+  engine_.device().ops().squared_error(state.prediction, target, weights, loss, gradients ? state.dprediction : View{});
+  if (gradients) engine_.backward();
+  return loss;
+}
+
+Trainer::StepResult Trainer::step(std::int64_t step) {
+  const TrainingConfig& c = config_.training;
+  const std::int64_t samples = c.batch_size * c.accumulation;
+  StepResult result{.learning_rate = learning_rate(c, step)};
+  std::vector<float> noise(noisy_.size());
+  engine_.zero_gradients();
+  for (std::int64_t micro = 0; micro < c.accumulation; ++micro) {
+    for (std::int64_t slot = 0; slot < c.batch_size; ++slot) {
+      const std::int64_t global = (step - 1) * samples + micro * c.batch_size + slot;
+      RandomKey key{.seed = c.seed,
+                    .purpose = Purpose::kNoise,
+                    .step = static_cast<std::uint32_t>(step),
+                    .micro_step = static_cast<std::uint32_t>(micro),
+                    .sample = static_cast<std::uint32_t>(global)};
+      Random(key).fill_normal(noise);
+      key.purpose = Purpose::kTimestep;
+      Random random(key);
+      const double sigma = sample_sigma(random, timesteps_, data_.grid.tokens());
+      const std::uint32_t index =
+          sample_index(c.seed, static_cast<std::uint64_t>(global), static_cast<std::uint32_t>(data_.examples.size()));
+      set_sample(slot, data_.examples[index], noise, sigma);
+      result.sigma_mean += sigma / static_cast<double>(samples);
+    }
+    for (const float loss : batch_loss(1.0F / static_cast<float>(samples), true)) {
+      result.loss += static_cast<double>(loss) / static_cast<double>(samples);
+    }
+  }
+  check_finite(result.loss, "loss", step);
+  Ops& ops = engine_.device().ops();
+  LoraSet& lora = engine_.lora();
+  result.grad_norm = std::sqrt(ops.sum_of_squares(lora.gradients()));
+  check_finite(result.grad_norm, "gradient norm", step);
+  ops.adamw({.parameters = View(lora.parameters().data, DType::F32, 1, 1, lora.trained_count()),
+             .gradients = lora.gradients(),
+             .mean = lora.mean(),
+             .variance = lora.variance(),
+             .gradient_scale = static_cast<float>(clip_factor(result.grad_norm, c.max_grad_norm)),
+             .learning_rate = static_cast<float>(result.learning_rate),
+             .beta1 = static_cast<float>(c.betas[0]),
+             .beta2 = static_cast<float>(c.betas[1]),
+             .epsilon = static_cast<float>(c.epsilon),
+             .weight_decay = static_cast<float>(c.weight_decay),
+             .step = step});
+  return result;
+}
+
+std::int64_t Trainer::run(Metrics& metrics, const std::atomic<bool>& stop,
+                          const std::function<void(std::int64_t, bool)>& save) {
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  const std::int64_t steps = config_.training.steps;
+  std::int64_t done = 0;
+  while (done < steps && !stop) {
+    const StepResult result = step(++done);
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    const bool logged = done % config_.log_every == 0 || done == steps;
+    metrics.record({.step = done,
+                    .loss = result.loss,
+                    .learning_rate = result.learning_rate,
+                    .grad_norm = result.grad_norm,
+                    .sigma_mean = result.sigma_mean,
+                    .seconds = seconds,
+                    .seconds_per_step = seconds / static_cast<double>(done)},
+                   logged);
+    const bool interval = config_.save_every > 0 && done % config_.save_every == 0;
+    if (interval && done < steps && !stop) save(done, false);
+  }
+  save(done, done == steps);
+  return done;
+}
+
+double Trainer::fixed_draw_loss(std::int64_t draws) {
+  const std::int64_t batch = config_.training.batch_size;
+  const auto pictures = static_cast<std::int64_t>(data_.examples.size());
+  const std::int64_t total = pictures * draws;
+  std::vector<float> noise(noisy_.size());
+  double sum = 0.0;
+  for (std::int64_t begin = 0; begin < total; begin += batch) {
+    for (std::int64_t slot = 0; slot < batch; ++slot) {
+      const std::int64_t index = std::min(begin + slot, total - 1);
+      Random({.seed = 0, .purpose = Purpose::kTest, .sample = static_cast<std::uint32_t>(index)}).fill_normal(noise);
+      const double quantile = (static_cast<double>(index % draws) + 0.5) / static_cast<double>(draws);
+      const double sigma = 1.0 / (1.0 + std::exp(-normal_quantile(quantile)));
+      set_sample(slot, data_.examples[static_cast<std::size_t>(index / draws)], noise, sigma);
+    }
+    const std::vector<float> loss = batch_loss(0.0F, false);
+    for (std::int64_t slot = 0; slot < std::min(batch, total - begin); ++slot) {
+      sum += static_cast<double>(loss[static_cast<std::size_t>(slot)]);
+    }
+  }
+  return sum / static_cast<double>(total);
+}
+
+}  // namespace squareq

@@ -1,0 +1,75 @@
+// The training loop: batches of encoded pictures in, adapters out.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "engine/config.h"
+#include "engine/flux_engine.h"
+#include "engine/metrics.h"
+#include "model/flow_match.h"
+
+namespace squareq {
+
+// One picture with its caption, ready for the transformer.
+struct EncodedExample {
+  std::vector<float> latent;  // packed [tokens, 4 z], normalised
+  std::vector<float> text;    // T5 states [text tokens, width]
+  std::vector<float> pooled;  // CLIP state
+};
+
+struct TrainingSet {
+  std::vector<EncodedExample> examples;
+  Grid grid;  // of every latent
+  std::int64_t text_tokens = 0;
+};
+
+// Learning rate of optimizer step `step` (from 1): linear warm-up, then constant, linear or cosine decay to 0.
+double learning_rate(const TrainingConfig& config, std::int64_t step);
+
+// The share of the gradient that is kept so that its norm is at most max_norm (0: no limit).
+double clip_factor(double norm, double max_norm);
+
+class Trainer {
+ public:
+  // Builds the engine, prints the memory plan and initialises the adapters.
+  Trainer(Device& device, const Slab& slab, const TrainConfig& config, TrainingSet data, const ScheduleShift& shift);
+
+  FluxEngine& engine() { return engine_; }
+
+  struct StepResult {
+    double loss = 0.0;       // mean over the samples of the step
+    double grad_norm = 0.0;  // before clipping
+    double sigma_mean = 0.0;
+    double learning_rate = 0.0;
+  };
+  // Optimizer step number `step`, counted from 1. Every draw is a function of (seed, step), so steps may be run from
+  // any point. Throws NumericError if loss or gradient is not finite; the adapters are then as before the step.
+  StepResult step(std::int64_t step);
+
+  // All steps with logging and saving; `save` is called with the number of steps done, at intervals and at the end.
+  // Ends early, saving, when `stop` becomes true. Returns the number of steps done.
+  std::int64_t run(Metrics& metrics, const std::atomic<bool>& stop,
+                   const std::function<void(std::int64_t steps, bool last)>& save);
+
+  // Mean loss over every picture at `draws` quantiles of sigmoid(normal), with one fixed noise each. Not a multiple
+  // of the batch size times anything: the last batch is filled up with repeats that do not count.
+  double fixed_draw_loss(std::int64_t draws);
+
+ private:
+  void set_sample(std::int64_t slot, const EncodedExample& example, std::span<const float> noise, double sigma);
+  std::vector<float> batch_loss(float gradient_weight, bool gradients);
+
+  const TrainConfig& config_;
+  TrainingSet data_;
+  TimestepSettings timesteps_;
+  FluxEngine engine_;
+  std::vector<float> noisy_;
+  std::vector<float> target_;  // of the whole batch
+  Buffer target_memory_;
+};
+
+}  // namespace squareq
