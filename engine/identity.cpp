@@ -42,10 +42,11 @@ void check(int ok) {
 // A file read in ranges; a short read is an error.
 class Ranges {
  public:
-  explicit Ranges(std::string path) : path_(std::move(path)), file_(path_, std::ios::binary) {
+  explicit Ranges(std::string path) : path_(std::move(path)) {
     std::error_code error;
-    size_ = fs::file_size(path_, error);
+    size_ = fs::file_size(path_, error);  // refuses what is no regular file before it is opened
     if (error) fail(error.message());
+    file_.open(path_, std::ios::binary);
     if (!file_) fail(std::strerror(errno));
   }
   std::uint64_t size() const { return size_; }
