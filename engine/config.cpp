@@ -17,12 +17,13 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// At most `limit` bytes of a text, never ending inside a UTF-8 sequence.
+// At most `limit` bytes of a text for a message, never ending inside a UTF-8 sequence, without control characters.
 std::string shortened(std::string_view text, std::size_t limit) {
-  if (text.size() <= limit) return std::string(text);
-  std::size_t end = limit;
-  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) --end;
-  return std::string(text.substr(0, end)) + "...";
+  std::size_t end = std::min(limit, text.size());
+  while (end > 0 && end < text.size() && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) --end;
+  std::string result(text.substr(0, end));
+  for (char& c : result) c = static_cast<unsigned char>(c) < 0x20 ? '?' : c;
+  return end < text.size() ? result + "..." : result;
 }
 
 std::string place(const std::string& source, std::string_view field) {
@@ -160,16 +161,20 @@ void read_fields(TrainConfig& config, const Json& json) {
   }
 }
 
+// A model in one file is a transformer alone; a folder has every part.
 void require_parts(const TrainConfig& c) {
+  std::error_code error;
+  const bool whole = !c.model.empty() && !std::filesystem::is_regular_file(c.model, error);
   const auto require = [&](const std::string& path, const char* name, bool present) {
     if (present || !path.empty()) return;
-    throw ConfigError({place(c.source, name), "nothing", "a path", "give 'model', or every part by itself"});
+    throw ConfigError(
+        {place(c.source, name), "nothing", "a path", "needed unless 'model' is a folder that has every part"});
   };
   require(c.transformer, "transformer", !c.model.empty() || !c.slab.empty());
-  require(c.vae, "vae", !c.model.empty());
-  require(c.clip, "clip", !c.model.empty());
-  require(c.t5, "t5", !c.model.empty());
-  require(c.tokenizers, "tokenizers", !c.model.empty());
+  require(c.vae, "vae", whole);
+  require(c.clip, "clip", whole);
+  require(c.t5, "t5", whole);
+  require(c.tokenizers, "tokenizers", whole);
 }
 
 void check_together(const TrainConfig& c) {
@@ -200,12 +205,12 @@ TrainConfig parse_train_config(std::string_view json, const std::string& source)
   TrainConfig config;
   config.source = source;
   read_fields(config, parse_json(json, source));
-  check_together(config);
-  if (!(config.lora.alpha > 0.0)) config.lora.alpha = static_cast<double>(config.lora.rank);
   for (const ConfigField& field : config_fields()) {
     std::string* path = field.file_path(config);
     if (path != nullptr && !path->empty()) *path = absolute_path(*path, source);
   }
+  check_together(config);
+  if (!(config.lora.alpha > 0.0)) config.lora.alpha = static_cast<double>(config.lora.rank);
   return config;
 }
 

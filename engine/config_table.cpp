@@ -292,7 +292,7 @@ void add_file_fields(std::vector<ConfigField>& t) {
                       part("Transformer in place of the model's own: a folder or a file.", "`model`")));
   t.push_back(path_to(FIELD(slab), "a path",
                       part("Ready-made slab of the transformer, from `squareq-slab build`.",
-                           "built from the transformer into `cache_dir` when `quantize` is int8")));
+                           "built into `cache_dir` if `quantize` is int8")));
   t.push_back(
       path_to(FIELD(vae), "a path", part("Autoencoder: a folder or a file such as `ae.safetensors`.", "`model`")));
   t.push_back(path_to(FIELD(clip), "a path",
