@@ -191,6 +191,9 @@ class Ops {
   // features, cosines first). Angles in float64. y is [B, 1, features].
   virtual void sinusoid(std::span<const float> values, View y) = 0;
 
+  // y [B, C, R] = the transpose of each sample of x [B, R, C].
+  virtual void transpose(ConstView x, View y) = 0;
+
   // y = x, or y += x.
   virtual void copy(ConstView x, View y, Accumulate accumulate) = 0;
   virtual void fill(View y, float value) = 0;
