@@ -138,7 +138,7 @@ std::string loss_curve_svg(std::span<const double> steps, std::span<const double
   const auto [first, last] = std::minmax_element(x.begin(), x.end());
   const auto [least, most] = std::minmax_element(y.begin(), y.end());
   const Axis steps_axis(*first, *last, 8);
-  const Axis loss_axis(std::min(0.0, *least), *most, 6);
+  const Axis loss_axis(std::min(0.0, *least), *most, 8);
   svg += grid(steps_axis, loss_axis) + legend();
   svg += polyline(steps_axis, loss_axis, x, y, "stroke='#9ecae1' stroke-width='1'");
   svg += polyline(steps_axis, loss_axis, x, smoothed(y), "stroke='#d9480f' stroke-width='2.5'");

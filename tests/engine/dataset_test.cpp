@@ -145,3 +145,14 @@ TEST_CASE("dataset: every example is equally likely at every place") {
     for (const int n : place) CHECK(std::abs(n - 1000) < 150);  // standard deviation 27
   }
 }
+
+TEST_CASE("dataset: the order is the documented one") {  // numbers from a Python version written from docs/data.md
+  const auto order = [](std::uint64_t seed, std::uint64_t epoch, std::uint32_t count) {
+    std::vector<std::uint32_t> indices;
+    for (std::uint32_t i = 0; i < count; ++i) indices.push_back(sample_index(seed, epoch * count + i, count));
+    return indices;
+  };
+  CHECK(order(42, 0, 16) == std::vector<std::uint32_t>{9, 11, 4, 13, 6, 15, 3, 5, 1, 8, 14, 10, 2, 12, 0, 7});
+  CHECK(order(42, 1, 16) == std::vector<std::uint32_t>{15, 14, 0, 1, 4, 12, 9, 13, 11, 7, 10, 8, 6, 2, 5, 3});
+  CHECK(order(UINT64_MAX, 7, 5) == std::vector<std::uint32_t>{1, 4, 2, 3, 0});
+}
