@@ -1,0 +1,146 @@
+#include "engine/encoders.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "io/checkpoint.h"
+#include "io/tokenizer_files.h"
+#include "model/latent.h"
+
+namespace squareq {
+namespace {
+
+t5::State t5_state(const Slab& slab, std::int64_t text_tokens) {
+  return {.shape = slab.t5_shape(), .batch = 1, .length = text_tokens};
+}
+
+}  // namespace
+
+TextEncoder::TextEncoder(Device& device, const std::string& tokenizers, const std::string& clip,
+                         const std::string& t5_slab, std::int64_t text_tokens)
+    : device_(device),
+      clip_tokenizer_(read_clip_vocabulary(tokenizers + "/tokenizer")),
+      t5_tokenizer_(read_t5_vocabulary(tokenizers + "/tokenizer_2")),
+      slab_(t5_slab),
+      store_(slab_),
+      t5_(t5_state(slab_, text_tokens)),
+      t5_runner_(device.ops(), store_, t5::stages(t5_), Keep::kNothing) {
+  const Checkpoint checkpoint = Checkpoint::open(clip, Model::kClip);
+  clip_shape_ = clip_shape(checkpoint);
+  clip_memory_ = std::make_unique<LoadedWeights>(checkpoint);
+  clip::weights(*clip_memory_, clip_shape_, clip_weights_);
+  Carver measure;
+  layout(measure);
+  arena_ = device_.allocate(measure.used());
+  Carver carver(arena_.get(), measure.used());
+  layout(carver);
+}
+
+void TextEncoder::layout(Carver& carver) {
+  const std::int64_t length = clip_tokenizer_.max_length();
+  clip::layout(carver, clip_shape_, 1, length, clip_scratch_);
+  clip_hidden_ = carver.take(DType::F32, 1, length, clip_shape_.width);
+  clip_pooled_ = carver.take(DType::F32, 1, 1, clip_shape_.width);
+  t5::layout(carver, t5_);
+  t5_runner_.layout(carver);
+}
+
+std::vector<std::int32_t> TextEncoder::t5_ids(const std::string& prompt) const {
+  const auto length = static_cast<std::int32_t>(t5_.length);
+  return t5_tokenizer_.pad(t5_tokenizer_.encode(prompt, length), length);
+}
+
+std::vector<std::int32_t> TextEncoder::clip_ids(const std::string& prompt) const {
+  return clip_tokenizer_.encode_padded(prompt);
+}
+
+TextStates TextEncoder::encode(const std::string& prompt) {
+  TextStates states;
+  states.text.resize(static_cast<std::size_t>(t5_.length * t5_.shape.width));
+  states.pooled.resize(static_cast<std::size_t>(clip_shape_.width));
+  clip::forward(device_.ops(), clip_shape_, clip_weights_, clip_ids(prompt), clip_scratch_, clip_hidden_, clip_pooled_);
+  device_.download(clip_pooled_, states.pooled.data());
+  t5_.ids = t5_ids(prompt);
+  t5_runner_.forward();
+  device_.download(t5_.output, states.text.data());
+  return states;
+}
+
+Autoencoder::Autoencoder(Device& device, const std::string& path) : device_(device) {
+  const Checkpoint checkpoint = Checkpoint::open(path, Model::kVae);
+  shape_ = vae_shape(checkpoint);
+  memory_ = std::make_unique<LoadedWeights>(checkpoint);
+  encoder_ = vae::make_encoder(shape_);
+  decoder_ = vae::make_decoder(shape_);
+  vae::weights(*memory_, encoder_);
+  vae::weights(*memory_, decoder_);
+}
+
+std::vector<float> Autoencoder::encode(const std::vector<float>& pixels, std::int64_t height, std::int64_t width) {
+  const std::int64_t latent = (height / shape_.factor()) * (width / shape_.factor());
+  const std::size_t scratch = vae::encode_workspace(shape_, 1, height, width);
+  View image, workspace, moments;
+  const auto layout = [&](Carver carver) {
+    image = carver.take(DType::F32, 1, 3, height * width);
+    workspace = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(scratch));
+    moments = carver.take(DType::F32, 1, 2 * shape_.latent_channels, latent);
+    return carver.used();
+  };
+  const std::size_t bytes = layout({});
+  const Buffer memory = device_.allocate(bytes);
+  layout({memory.get(), bytes});
+  device_.upload(pixels.data(), image);
+  vae::encode(device_.ops(), shape_, encoder_, image, height, width, workspace, moments);
+  std::vector<float> out(static_cast<std::size_t>(moments.count()));
+  device_.download(moments, out.data());
+  return out;
+}
+
+std::vector<float> Autoencoder::decode(const std::vector<float>& packed, std::int64_t height, std::int64_t width) {
+  const std::int64_t rows = height / shape_.factor();
+  const std::int64_t cols = width / shape_.factor();
+  std::vector<float> latent(packed.size());
+  unpack_latent(packed, shape_.latent_channels, rows, cols, latent);
+  latent_to_decoder(shape_, latent, latent);
+  const std::size_t scratch = vae::decode_workspace(shape_, 1, height, width);
+  View z, workspace, image;
+  const auto layout = [&](Carver carver) {
+    z = carver.take(DType::F32, 1, shape_.latent_channels, rows * cols);
+    workspace = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(scratch));
+    image = carver.take(DType::F32, 1, 3, height * width);
+    return carver.used();
+  };
+  const std::size_t bytes = layout({});
+  const Buffer memory = device_.allocate(bytes);
+  layout({memory.get(), bytes});
+  device_.upload(latent.data(), z);
+  vae::decode(device_.ops(), shape_, decoder_, z, height, width, workspace, image);
+  std::vector<float> out(static_cast<std::size_t>(image.count()));
+  device_.download(image, out.data());
+  return out;
+}
+
+std::vector<float> pixels_of(const Image& image) {
+  const std::size_t count = static_cast<std::size_t>(image.width) * static_cast<std::size_t>(image.height);
+  std::vector<float> pixels(3 * count);
+  for (std::size_t i = 0; i < count; ++i) {
+    for (std::size_t c = 0; c < 3; ++c)
+      pixels[c * count + i] = static_cast<float>(image.rgb[3 * i + c]) / 127.5F - 1.0F;
+  }
+  return pixels;
+}
+
+Image image_of(const std::vector<float>& pixels, std::int64_t height, std::int64_t width) {
+  const auto count = static_cast<std::size_t>(height * width);
+  Image image{.width = static_cast<int>(width), .height = static_cast<int>(height), .rgb = {}};
+  image.rgb.resize(3 * count);
+  for (std::size_t i = 0; i < count; ++i) {
+    for (std::size_t c = 0; c < 3; ++c) {
+      const float value = std::clamp(pixels[c * count + i], -1.0F, 1.0F);
+      image.rgb[3 * i + c] = static_cast<std::uint8_t>(std::lround(255.0F * (value * 0.5F + 0.5F)));
+    }
+  }
+  return image;
+}
+
+}  // namespace squareq

@@ -1,0 +1,37 @@
+// Opens a model for use: its parts, its slabs (built where they are missing) and its data.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "engine/config.h"
+#include "engine/encoders.h"
+#include "engine/model_parts.h"
+#include "engine/trainer.h"
+
+namespace squareq {
+
+struct SlabRequest {
+  std::string checkpoint;  // a checkpoint, or a slab, which is then used as it is
+  std::string slab;        // where the slab is or is to be; empty: in cache_dir, named by the checkpoint's identity
+  std::string cache_dir;
+  bool t5 = false;
+  Codec codec = Codec::kInt8Rows;
+  std::optional<std::array<std::int64_t, 3>> axes;
+  int threads = 0;
+};
+
+// Path of a slab of the checkpoint, built first, with progress on the console, if there is none.
+std::string ensure_slab(const SlabRequest& request);
+
+std::unique_ptr<Device> open_device(TrainConfig::Device device, std::int64_t threads);
+
+// The model's own parts, with those that the configuration names in their places.
+ModelParts configured_parts(const TrainConfig& config);
+
+// Reads, encodes and caches all pictures and captions of the configuration. Encoders are loaded only if a record is
+// missing from the cache.
+TrainingSet load_training_set(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape,
+                              Device& device);
+
+}  // namespace squareq
