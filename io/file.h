@@ -1,0 +1,45 @@
+// Small files read whole, and files that appear under their name complete or not at all.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace squareq {
+
+// All bytes of a file. Throws FileError.
+std::string read_text(const std::string& path);
+
+// A file written under a temporary name in the target's folder. commit() makes its bytes durable and gives it its name;
+// without commit() nothing is left. Throws FileError (unwritable folder, full disk).
+class AtomicFile {
+ public:
+  explicit AtomicFile(std::string path);
+  ~AtomicFile();
+  AtomicFile(AtomicFile&& other) noexcept;
+  AtomicFile& operator=(AtomicFile&&) = delete;
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  void write(std::span<const std::byte> bytes);  // after what was written so far
+  void write(std::string_view bytes);
+  void write_at(std::uint64_t offset, std::span<const std::byte> bytes);  // leaves the position of write() alone
+  void commit();
+
+ private:
+  std::string path_;
+  std::string temporary_;
+  int descriptor_ = -1;
+  std::uint64_t position_ = 0;
+};
+
+void write_atomically(const std::string& path, std::span<const std::byte> bytes);
+void write_atomically(const std::string& path, std::string_view bytes);
+
+// Makes the entries of the folder of `path` durable, so that a file renamed to `path` is there after a power failure.
+void sync_folder_of(const std::string& path);
+
+}  // namespace squareq
