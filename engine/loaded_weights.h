@@ -1,0 +1,29 @@
+// Weights of a network read from a checkpoint into float memory.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "io/checkpoint.h"
+#include "model/stage.h"
+
+namespace squareq {
+
+// Reads what it is shown and binds it; what it binds lives as long as this object. Throws FormatError if a tensor is
+// missing or has another shape, NumericError if a value is not finite; both name file and tensor.
+class LoadedWeights : public WeightVisitor {
+ public:
+  explicit LoadedWeights(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
+
+  void linear(const std::string& name, Weight& slot, std::int64_t out, std::int64_t in, bool bias) override;
+  // Trailing axes of the stored tensor count as columns: a convolution [out, in, k, k] is [out, in * k * k].
+  void tensor(const std::string& name, ConstView& slot, std::int64_t rows, std::int64_t cols) override;
+
+ private:
+  ConstView load(const std::string& name, std::int64_t rows, std::int64_t cols);
+
+  const Checkpoint& checkpoint_;
+  std::vector<std::vector<float>> memory_;
+};
+
+}  // namespace squareq

@@ -1,0 +1,65 @@
+#include "engine/loaded_weights.h"
+
+#include <limits>
+
+#include "io/safetensors.h"
+#include "kernels/base/error.h"
+#include "tests/catch.h"
+#include "tests/support.h"
+
+using namespace squareq;
+using namespace squareq::test;
+
+namespace {
+
+// A text model of CLIP without layers and with a linear that is no part of it.
+std::string write_model(const TempDir& folder, std::vector<float> embedding) {
+  const std::vector<float> other{1.0F, 2.0F, 3.0F, 4.0F, 5.0F, 6.0F};
+  const std::string path = folder.file("model.safetensors");
+  const std::string prefix = "text_model.embeddings.";
+  write_safetensors(path,
+                    {{prefix + "token_embedding.weight", DType::F32, {2, 3}, std::as_bytes(std::span(embedding))},
+                     {prefix + "position_embedding.weight", DType::F32, {3, 2}, std::as_bytes(std::span(other))}},
+                    {});
+  return path;
+}
+
+}  // namespace
+
+TEST_CASE("loaded weights: what is bound and what is refused") {
+  const TempDir folder;
+  const std::string name = "text_model.embeddings.token_embedding.weight";
+  const std::string path = write_model(folder, {1.0F, 2.0F, 3.0F, 4.0F, 5.0F, 6.0F});
+  const Checkpoint checkpoint = Checkpoint::open(path, Model::kClip);
+  LoadedWeights weights(checkpoint);
+
+  ConstView view;
+  weights.tensor(name, view, 2, 3);
+  REQUIRE(view.rows == 2);
+  CHECK(view.f32(0, 1)[2] == 6.0F);
+
+  const std::string misshapen = message_of<FormatError>([&] { weights.tensor(name, view, 3, 2); });
+  CHECK(contains(misshapen, path));
+  CHECK(contains(misshapen, name));
+  CHECK(contains(misshapen, "[2, 3]"));
+  CHECK(contains(misshapen, "3 rows of 2 values"));
+  CHECK(contains(message_of<FormatError>([&] { weights.tensor(name, view, 1, 6); }), "[6]"));
+
+  Weight weight;
+  const std::string missing =
+      message_of<FormatError>([&] { weights.linear("text_model.encoder.layers.0.mlp.fc1", weight, 2, 3, true); });
+  CHECK(contains(missing, path));
+  CHECK(contains(missing, "fc1"));
+}
+
+TEST_CASE("loaded weights: values that are not finite are refused") {
+  const TempDir folder;
+  const std::string path = write_model(folder, {1.0F, 2.0F, std::numeric_limits<float>::quiet_NaN(), 4.0F, 5.0F, 6.0F});
+  const Checkpoint checkpoint = Checkpoint::open(path, Model::kClip);
+  LoadedWeights weights(checkpoint);
+  ConstView view;
+  const std::string name = "text_model.embeddings.token_embedding.weight";
+  const std::string message = message_of<NumericError>([&] { weights.tensor(name, view, 2, 3); });
+  CHECK(contains(message, path));
+  CHECK(contains(message, name));
+}
