@@ -60,6 +60,9 @@ class Encoding {
     return encoded;
   }
 
+  // Of the latents, after the first picture.
+  Grid grid() const { return grid_; }
+
  private:
   void encode_text(const std::string& caption, EncodedExample& out) {
     const CacheKey key =
@@ -89,22 +92,24 @@ class Encoding {
       const std::vector<float> moments = vae.encode(pixels_of(picture), height, width);
       const std::int64_t rows = height / vae.shape().factor();
       const std::int64_t cols = width / vae.shape().factor();
-      std::vector<float> latent(moments.size() / 2);
+      std::vector<float> sample(moments.size() / 2);
       if (mean) {
-        latent_mean(vae.shape(), 1, moments, latent);
+        latent_mean(vae.shape(), 1, moments, sample);
       } else {
         // The draw belongs to the picture, not to its place in the folder.
-        std::vector<float> noise(latent.size());
+        std::vector<float> noise(sample.size());
         Random({.seed = std::stoull(hash.substr(0, 16), nullptr, 16), .purpose = Purpose::kLatent}).fill_normal(noise);
-        latent_sample(vae.shape(), 1, moments, noise, latent);
+        latent_sample(vae.shape(), 1, moments, noise, sample);
       }
-      std::vector<float> packed(latent.size());
-      pack_latent(latent, vae.shape().latent_channels, rows, cols, packed);
+      std::vector<float> packed(sample.size());
+      pack_latent(sample, vae.shape().latent_channels, rows, cols, packed);
       record = Record{
-          {"latent", {.shape = {rows / 2 * (cols / 2), 4 * vae.shape().latent_channels}, .values = std::move(packed)}}};
+          {"latent", {.shape = {rows / 2, cols / 2, 4 * vae.shape().latent_channels}, .values = std::move(packed)}}};
       cache_.store(key, *record);
     }
-    out.latent = std::move(record->at("latent").values);
+    const CachedArray& latent = record->at("latent");
+    grid_ = {.rows = latent.shape.at(0), .cols = latent.shape.at(1)};
+    out.latent = latent.values;
   }
 
   TextEncoder& text_encoder() {
@@ -131,6 +136,7 @@ class Encoding {
   Device& device_;
   std::int64_t text_tokens_;
   Cache cache_;
+  Grid grid_;
   std::string vae_identity_, t5_identity_, clip_identity_, tokenizer_identity_;
   std::unique_ptr<TextEncoder> text_encoder_;
   std::unique_ptr<Autoencoder> autoencoder_;
@@ -202,13 +208,7 @@ TrainingSet load_training_set(const TrainConfig& config, const ModelParts& parts
     log(static_cast<double>(set.examples.size()), static_cast<double>(examples.size()));
   }
   const EncodedExample& first = set.examples.front();
-  const auto tokens = static_cast<std::int64_t>(first.latent.size()) / shape.in_channels;
-  // Rows to columns as height to width.
-  const auto [width, height] = config.data.resolution;
-  const std::int64_t patch =
-      std::max<std::int64_t>(1, std::llround(std::sqrt(static_cast<double>(width * height) /
-                                                       static_cast<double>(std::max<std::int64_t>(1, tokens)))));
-  set.grid = {.rows = height / patch, .cols = width / patch};
+  set.grid = encode.grid();
   if (set.grid.tokens() * shape.in_channels != static_cast<std::int64_t>(first.latent.size()) ||
       set.text_tokens * shape.context_in != static_cast<std::int64_t>(first.text.size()) ||
       shape.vector_in != static_cast<std::int64_t>(first.pooled.size())) {
