@@ -43,14 +43,12 @@ class RecordSum {
   Sha256 hash_;
 };
 
-std::string metadata_of(const SafetensorsFile& file, const std::string& name) {
-  const auto found = file.metadata().find(name);
-  return found == file.metadata().end() ? std::string() : found->second;
-}
-
 void expect_metadata(const SafetensorsFile& file, const std::string& name, const std::string& expected) {
-  const std::string found = metadata_of(file, name);
-  if (found != expected) throw FormatError({file.path(), fmt::format("{} '{}'", name, found), expected, ""});
+  const auto found = file.metadata().find(name);
+  if (found == file.metadata().end()) throw FormatError({file.path(), fmt::format("no '{}'", name), "a record", ""});
+  if (found->second != expected) {
+    throw FormatError({file.path(), fmt::format("another '{}'", name), "the one of this input and program", ""});
+  }
 }
 
 Record read_record(const std::string& path, const CacheKey& key) {
