@@ -44,9 +44,13 @@ These names are recognised, and the error says what they are called here.
 |---|---|
 )";
 
-std::string escaped(std::string text) {
-  for (std::size_t at = text.find('|'); at != std::string::npos; at = text.find('|', at + 2)) text.insert(at, "\\");
-  return text;
+std::string escaped(const std::string& text) {
+  std::string result;
+  for (const char c : text) {
+    if (c == '|') result += '\\';
+    result += c;
+  }
+  return result;
 }
 
 std::string default_text(const ConfigField& field) {

@@ -137,7 +137,7 @@ TEST_CASE("config: names of other trainers are translated") {
   for (const ForeignName& foreign : foreign_names()) {
     INFO(foreign.name);
     CHECK(foreign.path.empty() != foreign.note.empty());
-    const std::string message = refusal(with("\"" + std::string(foreign.name) + "\": 1"));
+    const std::string message = refusal(with(std::string("\"").append(foreign.name).append("\": 1")));
     CHECK(contains(message, foreign.path.empty() ? foreign.note : foreign.path));
     bool known = foreign.path.empty();
     for (const ConfigField& field : config_fields()) {
