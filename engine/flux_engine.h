@@ -41,9 +41,9 @@ class FluxEngine {
   void set_sample(std::int64_t index, const Sample& sample);
 
   // Fills state().prediction.
-  void forward() { runner_->forward(); }
+  void forward(const Runner::Observer& observer = {}) { runner_->forward(observer); }
   // From state().dprediction; adapter gradients accumulate.
-  void backward() { runner_->backward(); }
+  void backward(const Runner::Observer& observer = {}) { runner_->backward(observer); }
 
   std::vector<float> prediction();
   void zero_gradients();

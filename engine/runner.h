@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <vector>
 
 #include "engine/slab_store.h"
@@ -22,8 +23,11 @@ class Runner {
   // Carves what the stages save; before the first pass, twice (see Carver).
   void layout(Carver& carver);
 
-  void forward();
-  void backward();
+  // Called after every stage with the seconds that it took (in backward including a recomputation).
+  using Observer = std::function<void(const Stage& stage, double seconds)>;
+
+  void forward(const Observer& observer = {});
+  void backward(const Observer& observer = {});
 
   const std::vector<Stage>& stages() const { return stages_; }
 

@@ -1,5 +1,7 @@
 #include "engine/slab_store.h"
 
+#include "kernels/base/error.h"
+
 namespace squareq {
 namespace {
 

@@ -83,45 +83,20 @@ Trainer::Trainer(Device& device, const Slab& slab, const TrainConfig& config, Tr
     : config_(config),
       data_(std::move(data)),
       timesteps_(timestep_settings(config.training, shift)),
-      engine_(device, slab, training_run(config, data_, slab.flux_shape())) {
+      engine_(device, slab, training_run(config, data_, slab.flux_shape())),
+      batch_(engine_) {
   engine_.lora().initialise(config.lora.init == LoraConfig::Init::kGaussian ? LoraInit::kGaussian : LoraInit::kKaiming,
                             config.training.seed);
-  const std::size_t size = data_.examples.at(0).latent.size();
-  noisy_.resize(size);
-  target_.resize(size * static_cast<std::size_t>(config.training.batch_size));
-  target_memory_ = device.allocate(target_.size() * sizeof(float));
   for (const auto& [purpose, bytes] : engine_.memory_plan()) {
     spdlog::info("memory: {:8.1f} MiB  {}", static_cast<double>(bytes) / 0x1p20, purpose);
   }
-}
-
-void Trainer::set_sample(std::int64_t slot, const EncodedExample& example, std::span<const float> noise, double sigma) {
-  mix_noise(example.latent, noise, static_cast<float>(sigma), noisy_);
-  const std::span<float> target(target_.data() + static_cast<std::size_t>(slot) * noisy_.size(), noisy_.size());
-  velocity_target(example.latent, noise, target);
-  engine_.set_sample(
-      slot,
-      {.img = noisy_, .txt = example.text, .y = example.pooled, .sigma = sigma, .guidance = config_.training.guidance});
-}
-
-// Loss of every sample of the batch that is set; with gradients, also runs the backward pass.
-std::vector<float> Trainer::batch_loss(float gradient_weight, bool gradients) {
-  flux::State& state = engine_.state();
-  const View target(target_memory_.get(), DType::F32, state.batch, state.prediction.rows, state.prediction.cols);
-  engine_.device().upload(target_.data(), target);
-  engine_.forward();
-  std::vector<float> loss(static_cast<std::size_t>(state.batch));
-  const std::vector<float> weights(loss.size(), gradient_weight);
-  engine_.device().ops().squared_error(state.prediction, target, weights, loss, gradients ? state.dprediction : View{});
-  if (gradients) engine_.backward();
-  return loss;
 }
 
 Trainer::StepResult Trainer::step(std::int64_t step) {
   const TrainingConfig& c = config_.training;
   const std::int64_t samples = c.batch_size * c.accumulation;
   StepResult result{.learning_rate = learning_rate(c, step)};
-  std::vector<float> noise(noisy_.size());
+  std::vector<float> noise(data_.examples.front().latent.size());
   engine_.zero_gradients();
   for (std::int64_t micro = 0; micro < c.accumulation; ++micro) {
     for (std::int64_t slot = 0; slot < c.batch_size; ++slot) {
@@ -137,10 +112,10 @@ Trainer::StepResult Trainer::step(std::int64_t step) {
       const double sigma = sample_sigma(random, timesteps_, data_.grid.tokens());
       const std::uint32_t index =
           sample_index(c.seed, static_cast<std::uint64_t>(global), static_cast<std::uint32_t>(data_.examples.size()));
-      set_sample(slot, data_.examples[index], noise, sigma);
+      batch_.set(slot, data_.examples[index], noise, sigma, c.guidance);
       result.sigma_mean += sigma / static_cast<double>(samples);
     }
-    for (const float loss : batch_loss(1.0F / static_cast<float>(samples), true)) {
+    for (const float loss : batch_.forward_backward(1.0F / static_cast<float>(samples))) {
       result.loss += static_cast<double>(loss) / static_cast<double>(samples);
     }
   }
@@ -188,21 +163,30 @@ std::int64_t Trainer::run(Metrics& metrics, const std::atomic<bool>& stop,
   return done;
 }
 
-double Trainer::fixed_draw_loss(std::int64_t draws) {
-  const std::int64_t batch = config_.training.batch_size;
-  const auto pictures = static_cast<std::int64_t>(data_.examples.size());
-  const std::int64_t total = pictures * draws;
-  std::vector<float> noise(noisy_.size());
+FixedDrawLoss::FixedDrawLoss(Device& device, const Slab& slab, const TrainingConfig& config, const TrainingSet& data,
+                             std::vector<LoraTarget> lora)
+    : config_(config),
+      data_(data),
+      engine_(device, slab,
+              {.batch = config.batch_size,
+               .sequence = make_sequence(data.text_tokens, data.grid),
+               .lora = std::move(lora)}),
+      batch_(engine_) {}
+
+double FixedDrawLoss::operator()(std::int64_t draws) {
+  const std::int64_t batch = config_.batch_size;
+  const std::int64_t total = static_cast<std::int64_t>(data_.examples.size()) * draws;
+  std::vector<float> noise(data_.examples.front().latent.size());
   double sum = 0.0;
   for (std::int64_t begin = 0; begin < total; begin += batch) {
     for (std::int64_t slot = 0; slot < batch; ++slot) {
-      const std::int64_t index = std::min(begin + slot, total - 1);
-      Random({.seed = 0, .purpose = Purpose::kTest, .sample = static_cast<std::uint32_t>(index)}).fill_normal(noise);
+      const std::int64_t index = std::min(begin + slot, total - 1);  // what fills the last batch does not count
+      Random({.purpose = Purpose::kTest, .sample = static_cast<std::uint32_t>(index)}).fill_normal(noise);
       const double quantile = (static_cast<double>(index % draws) + 0.5) / static_cast<double>(draws);
       const double sigma = 1.0 / (1.0 + std::exp(-normal_quantile(quantile)));
-      set_sample(slot, data_.examples[static_cast<std::size_t>(index / draws)], noise, sigma);
+      batch_.set(slot, data_.examples[static_cast<std::size_t>(index / draws)], noise, sigma, config_.guidance);
     }
-    const std::vector<float> loss = batch_loss(0.0F, false);
+    const std::vector<float> loss = batch_.forward();
     for (std::int64_t slot = 0; slot < std::min(batch, total - begin); ++slot) {
       sum += static_cast<double>(loss[static_cast<std::size_t>(slot)]);
     }

@@ -8,24 +8,11 @@
 #include <vector>
 
 #include "engine/config.h"
-#include "engine/flux_engine.h"
+#include "engine/flow_batch.h"
 #include "engine/metrics.h"
 #include "model/flow_match.h"
 
 namespace squareq {
-
-// One picture with its caption, ready for the transformer.
-struct EncodedExample {
-  std::vector<float> latent;  // packed [tokens, 4 z], normalised
-  std::vector<float> text;    // T5 states [text tokens, width]
-  std::vector<float> pooled;  // CLIP state
-};
-
-struct TrainingSet {
-  std::vector<EncodedExample> examples;
-  Grid grid;  // of every latent
-  std::int64_t text_tokens = 0;
-};
 
 // Learning rate of optimizer step `step` (from 1): linear warm-up, then constant, linear or cosine decay to 0.
 double learning_rate(const TrainingConfig& config, std::int64_t step);
@@ -55,21 +42,30 @@ class Trainer {
   std::int64_t run(Metrics& metrics, const std::atomic<bool>& stop,
                    const std::function<void(std::int64_t steps, bool last)>& save);
 
-  // Mean loss over every picture at `draws` quantiles of sigmoid(normal), with one fixed noise each. Not a multiple
-  // of the batch size times anything: the last batch is filled up with repeats that do not count.
-  double fixed_draw_loss(std::int64_t draws);
-
  private:
-  void set_sample(std::int64_t slot, const EncodedExample& example, std::span<const float> noise, double sigma);
-  std::vector<float> batch_loss(float gradient_weight, bool gradients);
-
   const TrainConfig& config_;
   TrainingSet data_;
   TimestepSettings timesteps_;
   FluxEngine engine_;
-  std::vector<float> noisy_;
-  std::vector<float> target_;  // of the whole batch
-  Buffer target_memory_;
+  FlowBatch batch_;
+};
+
+// Loss that can be compared between adapters: over every picture at `draws` quantiles of sigmoid(normal), with one
+// fixed noise for each of these.
+class FixedDrawLoss {
+ public:
+  // `lora`: adapters of the engine, whose values the caller sets.
+  FixedDrawLoss(Device& device, const Slab& slab, const TrainingConfig& config, const TrainingSet& data,
+                std::vector<LoraTarget> lora);
+
+  FluxEngine& engine() { return engine_; }
+  double operator()(std::int64_t draws);
+
+ private:
+  const TrainingConfig& config_;
+  const TrainingSet& data_;
+  FluxEngine engine_;
+  FlowBatch batch_;
 };
 
 }  // namespace squareq

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
 #include "apps/bench/comparison.h"
 #include "io/safetensors.h"
 #include "kernels/device.h"
@@ -19,6 +21,9 @@ struct ParityOptions {
   std::optional<double> tolerance;  // replaces every default limit
   int threads = 0;
 };
+
+// The JSON object in a file; nothing for an empty path. Throws FormatError if it is something else.
+std::optional<nlohmann::json> read_config(const std::string& path);
 
 // Which network is meant follows from the names in the IO file. Throws FormatError if they fit none.
 std::vector<Comparison> run_parity(const ParityOptions& options);

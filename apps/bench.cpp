@@ -1,0 +1,112 @@
+// squareq-bench: is it right, and how fast is it?
+#include <CLI/CLI.hpp>
+
+#include "apps/bench/parity.h"
+#include "apps/bench/replay.h"
+#include "apps/bench/speed.h"
+#include "apps/bench/tokens.h"
+#include "apps/program.h"
+#include "engine/pipeline.h"
+#include "engine/saved_lora.h"
+
+namespace squareq::bench {
+namespace {
+
+// Loss of a configuration's data over fixed draws, with the adapters of a LoRA file or without any.
+int run_loss(const std::string& config_path, const std::string& lora, std::int64_t draws, bool json) {
+  TrainConfig config = load_train_config(config_path);
+  const ModelParts parts = configured_parts(config);
+  const std::unique_ptr<Device> device = open_device(config.device, config.threads);
+  const Slab slab(
+      ensure_slab({.checkpoint = parts.transformer,
+                   .slab = config.slab,
+                   .cache_dir = config.cache_dir,
+                   .codec = config.quantize == TrainConfig::Quantize::kInt8 ? Codec::kInt8Rows : Codec::kFloat,
+                   .axes = config.axes_dims_rope}));
+  TrainingSet data = load_training_set(config, parts, slab.flux_shape(), *device);
+  SavedLoras loras;
+  if (!lora.empty()) loras = load_loras({lora}, slab.flux_shape());
+  FixedDrawLoss evaluate(*device, slab, config.training, data, loras.targets);
+  loras.upload(evaluate.engine());
+  const double loss = evaluate(draws);
+  if (json) {
+    fmt::print("{}\n", nlohmann::json{{"loss", loss}, {"draws", draws}}.dump());
+  } else {
+    fmt::print("loss over {} pictures x {} noise levels: {:.6f}\n", data.examples.size(), draws, loss);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace squareq::bench
+
+int main(int argc, char** argv) {
+  using namespace squareq::bench;
+  CLI::App app("Compares squareq with recorded results of the original code, and measures its speed.");
+  app.require_subcommand(1);
+  bool json = false;
+  app.add_flag("--json", json, "print JSON");
+  int threads = 0;
+  app.add_option("--threads", threads, "0: one per hardware thread")->check(CLI::Range(0, 1024));
+  app.fallthrough();  // both may also stand after the command
+
+  ParityOptions parity;
+  auto* parity_command = app.add_subcommand("parity", "compare a network with a file of recorded tensors");
+  parity_command->add_option("MODEL", parity.model, "checkpoint")->required();
+  parity_command->add_option("IO", parity.io, "recorded inputs and outputs (safetensors)")->required();
+  parity_command->add_option("--config", parity.config, "JSON file with shape values the checkpoint lacks");
+  parity_command->add_flag("--float", parity.float_only, "only what runs on float weights");
+  parity_command->add_option("--tolerance", parity.tolerance, "limit of every relative L2 error");
+
+  ReplayOptions replay;
+  auto* replay_command = app.add_subcommand("pipeline", "replay a recorded sampling run of a whole model");
+  replay_command->add_option("MODEL_DIR", replay.model_dir, "model folder")->required();
+  replay_command->add_option("IO", replay.io, "recorded run (safetensors)")->required();
+  replay_command->add_option("--tolerance", replay.tolerance, "limit of every relative L2 error but that of ids");
+
+  std::string tokens_dir, tokens_file;
+  auto* tokens_command = app.add_subcommand("tokens", "compare our token ids with a list of reference ids");
+  tokens_command->add_option("MODEL_DIR", tokens_dir, "folder with tokenizer/ and tokenizer_2/")->required();
+  tokens_command->add_option("FILE", tokens_file, "JSON list of {text, t5, clip}")->required();
+
+  std::string config, lora;
+  std::int64_t draws = 64;
+  auto* loss_command = app.add_subcommand("loss", "loss of a configuration's data over fixed noise and noise levels");
+  loss_command->add_option("CONFIG", config, "as for squareq-train")->required();
+  loss_command->add_option("--lora", lora, "LoRA file, or FILE:STRENGTH");
+  loss_command->add_option("--draws", draws, "noise levels for each picture")->check(CLI::Range(1, 100000));
+
+  SpeedOptions speed;
+  std::int64_t size = 2048;
+  auto* gemm_command = app.add_subcommand("gemm", "rate of OpenBLAS alone");
+  gemm_command->add_option("--size", size, "of the square matrices")
+      ->check(CLI::Range(1, 20000))
+      ->capture_default_str();
+  auto* block_command = app.add_subcommand("block", "time of every kind of stage");
+  auto* step_command = app.add_subcommand("step", "time and rate of a training step");
+  for (auto* command : {block_command, step_command}) {
+    command->add_option("SLAB", speed.slab, "slab of the transformer (squareq-slab build or synth)")->required();
+    command->add_option("--batch", speed.batch)->check(CLI::Range(1, 1024))->capture_default_str();
+    command->add_option("--text", speed.text, "text tokens")->check(CLI::Range(1, 4096))->capture_default_str();
+    command->add_option("--rows", speed.rows, "of image tokens")->check(CLI::Range(1, 1024))->capture_default_str();
+    command->add_option("--cols", speed.cols, "of image tokens")->check(CLI::Range(1, 1024))->capture_default_str();
+    command->add_option("--rank", speed.rank)->check(CLI::Range(1, 1024))->capture_default_str();
+    command->add_flag("--checkpointing", speed.checkpointing, "recompute activations in the backward pass");
+  }
+  for (auto* command : {gemm_command, block_command, step_command}) {
+    command->add_option("--repeats", speed.repeats, "the median counts")
+        ->check(CLI::Range(1, 1000))
+        ->capture_default_str();
+  }
+
+  return squareq::run_program(app, argc, argv, [&] {
+    parity.threads = replay.threads = speed.threads = threads;
+    speed.json = json;
+    if (*parity_command) return report(run_parity(parity), json);
+    if (*replay_command) return report(run_replay(replay), json);
+    if (*tokens_command) return run_tokens(tokens_dir, tokens_file, json);
+    if (*loss_command) return run_loss(config, lora, draws, json);
+    if (*gemm_command) return run_gemm(size, speed);
+    return *block_command ? run_block(speed) : run_step(speed);
+  });
+}

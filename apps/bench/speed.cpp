@@ -1,0 +1,167 @@
+#include "apps/bench/speed.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <vector>
+
+#include "apps/bench/flops.h"
+#include "engine/lora_targets.h"
+#include "engine/trainer.h"
+#include "kernels/base/random.h"
+#include "kernels/cpu/gemm.h"
+
+namespace squareq::bench {
+namespace {
+
+double seconds_of(const auto& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+std::vector<float> random_floats(std::int64_t count, std::uint32_t stream) {
+  std::vector<float> values(static_cast<std::size_t>(count));
+  Random({.purpose = Purpose::kTest, .module = stream}).fill_normal(values);
+  return values;
+}
+
+std::string stage_kind(const std::string& id) { return id.substr(0, id.find('.')); }
+
+std::vector<LoraTarget> benchmark_adapters(const SpeedOptions& options, const FluxShape& shape) {
+  LoraConfig config;
+  config.rank = options.rank;
+  config.alpha = static_cast<double>(options.rank);
+  return select_lora_targets(config, shape);
+}
+
+FluxRun training_run(const SpeedOptions& options, const FluxShape& shape) {
+  return {.batch = options.batch,
+          .sequence = make_sequence(options.text, {options.rows, options.cols}),
+          .wanted = {.gradients = true},
+          .keep = options.checkpointing ? Keep::kCheckpoint : Keep::kAll,
+          .lora = benchmark_adapters(options, shape)};
+}
+
+void set_random_inputs(FluxEngine& engine) {
+  const flux::State& s = engine.state();
+  for (std::int64_t b = 0; b < s.batch; ++b) {
+    const auto stream = static_cast<std::uint32_t>(3 * b);
+    const std::vector<float> img = random_floats(s.img.rows * s.img.cols, stream);
+    const std::vector<float> txt = random_floats(s.txt.rows * s.txt.cols, stream + 1);
+    const std::vector<float> y = random_floats(s.y.cols, stream + 2);
+    engine.set_sample(b, {.img = img, .txt = txt, .y = y, .sigma = 0.5});
+  }
+  engine.lora().initialise(LoraInit::kKaiming, 0);
+}
+
+}  // namespace
+
+double gemm_rate(std::int64_t n, int threads, int repeats) {
+  const std::vector<float> a = random_floats(n * n, 1);
+  const std::vector<float> b = random_floats(n * n, 2);
+  std::vector<float> c(a.size());
+  std::vector<double> rates;
+  use_library_threads(threads);
+  for (int i = 0; i <= repeats; ++i) {
+    const double seconds = seconds_of([&] {
+      gemm({.m = n, .n = n, .k = n, .a = a.data(), .lda = n, .b = b.data(), .ldb = n, .c = c.data(), .ldc = n});
+    });
+    if (i > 0) rates.push_back(2.0 * static_cast<double>(n * n * n) / seconds * 1e-9);  // the first one warms up
+  }
+  use_calling_thread_only();
+  return median(rates);
+}
+
+int run_gemm(std::int64_t n, const SpeedOptions& options) {
+  const double rate = gemm_rate(n, options.threads, options.repeats);
+  if (options.json) {
+    fmt::print("{}\n", nlohmann::json{{"n", n}, {"gflops", rate}}.dump());
+  } else {
+    fmt::print("OpenBLAS sgemm {0} x {0} x {0}: {1:.1f} GFLOP/s (median of {2})\n", n, rate, options.repeats);
+  }
+  return 0;
+}
+
+int run_block(const SpeedOptions& options) {
+  const Slab slab(options.slab);
+  const std::unique_ptr<Device> device = make_cpu_device(options.threads);
+  FluxEngine engine(*device, slab, training_run(options, slab.flux_shape()));
+  set_random_inputs(engine);
+  struct Times {
+    std::vector<double> forward, backward;
+  };
+  std::map<std::string, Times> kinds;
+  for (int i = 0; i <= options.repeats; ++i) {
+    engine.forward([&](const Stage& stage, double seconds) {
+      if (i > 0) kinds[stage_kind(stage.id)].forward.push_back(seconds);
+    });
+    engine.device().ops().copy(engine.state().prediction, engine.state().dprediction, Accumulate::kNo);
+    engine.backward([&](const Stage& stage, double seconds) {
+      if (i > 0) kinds[stage_kind(stage.id)].backward.push_back(seconds);
+    });
+  }
+  nlohmann::json json;
+  for (const auto& [kind, times] : kinds) {
+    const double forward = median(times.forward) * 1e3;
+    const double backward = times.backward.empty() ? 0.0 : median(times.backward) * 1e3;
+    json[kind] = {{"forward_ms", forward}, {"backward_ms", backward}};
+    if (!options.json) fmt::print("{:<16} forward {:9.3f} ms   backward {:9.3f} ms\n", kind, forward, backward);
+  }
+  if (options.json) fmt::print("{}\n", json.dump(1));
+  return 0;
+}
+
+int run_step(const SpeedOptions& options) {
+  const Slab slab(options.slab);
+  const std::unique_ptr<Device> device = make_cpu_device(options.threads);
+  FluxEngine engine(*device, slab, training_run(options, slab.flux_shape()));
+  set_random_inputs(engine);
+  flux::State& s = engine.state();
+  LoraSet& lora = engine.lora();
+  std::int64_t step = 0;
+  const auto one_step = [&] {
+    engine.zero_gradients();
+    engine.forward();
+    device->ops().copy(s.prediction, s.dprediction, Accumulate::kNo);
+    engine.backward();
+    const double norm = device->ops().sum_of_squares(lora.gradients());
+    device->ops().adamw({.parameters = lora.parameters(),
+                         .gradients = lora.gradients(),
+                         .mean = lora.mean(),
+                         .variance = lora.variance(),
+                         .gradient_scale = static_cast<float>(clip_factor(norm, 1.0)),
+                         .step = ++step});
+  };
+  one_step();
+  std::vector<double> times;
+  for (int i = 0; i < options.repeats; ++i) times.push_back(seconds_of(one_step));
+  const double seconds = median(times);
+  const StepFlops flops = count_flops(s, lora, options.checkpointing);
+  const double rate = flops.total() / seconds * 1e-9;
+  const double ceiling = gemm_rate(2048, options.threads, 5);
+  if (options.json) {
+    fmt::print("{}\n", nlohmann::json{{"seconds", seconds},
+                                      {"gflop", flops.total() * 1e-9},
+                                      {"gflops", rate},
+                                      {"openblas_2048_gflops", ceiling},
+                                      {"ratio", rate / ceiling}}
+                           .dump());
+  } else {
+    fmt::print("step: {:.4f} s (median of {}), {:.2f} GFLOP in matrix products, {:.1f} GFLOP/s\n", seconds,
+               options.repeats, flops.total() * 1e-9, rate);
+    fmt::print("OpenBLAS at 2048: {:.1f} GFLOP/s; ratio {:.2f}\n", ceiling, rate / ceiling);
+  }
+  return 0;
+}
+
+}  // namespace squareq::bench
