@@ -12,7 +12,9 @@ std::uint64_t mix(std::uint64_t z) {  // the splitmix64 finaliser
   return z ^ (z >> 31U);
 }
 
-std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> c, std::array<std::uint32_t, 2> k) {
+}  // namespace
+
+std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> c, std::array<std::uint32_t, 2> k) {
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t p0 = 0xD2511F53ULL * c[0];
     const std::uint64_t p1 = 0xCD9E8D57ULL * c[2];
@@ -24,8 +26,6 @@ std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> c, std::array<s
   return c;
 }
 
-}  // namespace
-
 // The 64-bit Philox key holds seed, purpose and module; the 128-bit counter holds step, micro-step and sample in its
 // upper three words and the position in the stream in the lowest.
 Random::Random(const RandomKey& key) : counter_{0, key.step, key.micro_step, key.sample} {
@@ -36,7 +36,7 @@ Random::Random(const RandomKey& key) : counter_{0, key.step, key.micro_step, key
 
 std::uint32_t Random::bits() {
   if (left_ == 0) {
-    block_ = philox(counter_, key_);
+    block_ = philox4x32(counter_, key_);
     ++counter_[0];
     left_ = 4;
   }

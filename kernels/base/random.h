@@ -21,6 +21,9 @@ enum class Purpose : std::uint32_t {
   kTest = 8,
 };
 
+// One block of the generator: ten rounds of Philox 4x32 on `counter` under `key`.
+std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key);
+
 struct RandomKey {
   std::uint64_t seed = 0;
   Purpose purpose = Purpose::kTest;
