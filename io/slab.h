@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -53,7 +54,7 @@ class Slab {
   // Throws FileError if the file cannot be read, FormatError if it is not an intact slab of this version.
   explicit Slab(const std::string& path);
 
-  const std::string& path() const { return file_.path(); }
+  const std::string& path() const { return map_.path(); }
   const SlabShape& shape() const { return shape_; }
   const FluxShape& flux_shape() const;  // ConfigError if it is a slab of another network
   const T5Shape& t5_shape() const;      // likewise
@@ -62,8 +63,8 @@ class Slab {
   const SlabBlock& block(std::string_view id) const;  // FormatError if there is none
   const std::vector<SlabLayer>& layers() const { return layers_; }
   std::uint64_t data_offset() const { return blocks_.front().offset; }
-  std::uint64_t file_bytes() const;
-  const std::map<std::string, std::string>& metadata() const { return file_.metadata(); }
+  std::uint64_t file_bytes() const { return map_.bytes().size(); }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
   bool has(std::string_view tensor) const;
   // Linear layer "X": values [1, out, in] of X.weight, scales of X.weight.scale, bias of X.bias if there is one.
@@ -80,10 +81,15 @@ class Slab {
   void verify_all() const;
 
  private:
-  SafetensorsFile file_;
+  ConstView view(std::string_view tensor) const;
+
+  MappedFile map_;
   SlabShape shape_;
   std::vector<SlabBlock> blocks_;
   std::vector<SlabLayer> layers_;
+  std::map<std::string, std::string> metadata_;
+  std::map<std::string, TensorInfo, std::less<>> tensors_;
+  std::map<std::string, std::size_t, std::less<>> layer_index_;
 };
 
 }  // namespace squareq

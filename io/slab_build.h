@@ -19,8 +19,8 @@ struct SlabProgress {
 };
 
 struct SlabOptions {
-  Codec codec = Codec::kInt8Rows;  // of the linear layers inside the blocks
-  int threads = 0;                 // 0: one per hardware thread
+  Codec codec = Codec::kInt8Rows;                     // of the linear layers inside the blocks
+  int threads = 0;                                    // 0: one per hardware thread
   std::function<void(const SlabProgress&)> progress;  // after every block; may throw to interrupt the build
 };
 
