@@ -10,10 +10,10 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "io/safetensors.h"
+#include "io/stored_tensors.h"
 #include "io/tensor_names.h"
 #include "kernels/base/dtype.h"
 #include "kernels/base/shapes.h"
@@ -24,8 +24,8 @@ enum class Model : std::uint8_t { kTransformer, kT5, kClip, kVae };
 
 std::string name_of(Model kind);  // "transformer", "T5 encoder", ...
 
-// Throws NumericError naming file and tensor if a value is NaN or infinite.
-void check_finite(std::span<const float> values, const std::string& path, const std::string& tensor);
+// Throws FormatError naming `place` ("file: tensor 'name'") and index if a value is NaN or infinite.
+void check_finite(std::span<const float> values, const std::string& place);
 
 // Reading is const and safe from several threads.
 class Checkpoint {
@@ -50,6 +50,10 @@ class Checkpoint {
   void read_f32(const std::string& name, std::int64_t row_begin, std::int64_t rows, float* out) const;
   std::vector<float> read_f32(const std::string& name) const;
 
+  // Throws FormatError naming file, tensor, found and expected for the first tensor that is missing, of another shape,
+  // or of a dtype that weights are not read from.
+  void check(const std::vector<NamedShape>& expected) const;
+
   // Names in the file's own naming, without the prefix that the part has in it, sorted.
   const std::vector<std::string>& source_names() const { return source_names_; }
 
@@ -58,18 +62,26 @@ class Checkpoint {
   const nlohmann::json& config() const { return config_; }
 
  private:
-  struct Piece;
-  struct Found;
+  // Consecutive rows of one tensor in the files that are consecutive rows of a tensor under a canonical name.
+  struct Piece {
+    StoredTensor stored;
+    std::string source_name;
+    std::int64_t source_row = 0;
+    std::int64_t row = 0;
+    std::int64_t rows = 0;
+  };
 
   Checkpoint() = default;
   static std::optional<Checkpoint> try_open(const std::string& path, Model kind);
-  void load(const std::string& path);
-  bool find_prefix();
+  StoredTensors read_files(const std::map<std::string, std::string>& shards);
+  bool take_part(const StoredTensors& all);
+  void refuse_relatives() const;
   void read_config();
+  std::vector<std::string> names_in_file(const std::string& name) const;
+  std::optional<std::vector<Piece>> find(const std::string& name) const;
   std::vector<Piece> pieces(const std::string& name) const;
-  const Found* find(const std::string& source_name) const;
-  const Found& need(const std::string& source_name) const;
-  void read_piece(const Piece& piece, std::int64_t first, std::int64_t rows, std::int64_t columns, float* out) const;
+  DType dtype_of(const Piece& piece) const;
+  void read_piece(const Piece& piece, std::int64_t first, std::int64_t rows, float* out) const;
 
   Model kind_ = Model::kTransformer;
   std::string path_;
@@ -77,9 +89,9 @@ class Checkpoint {
   Naming naming_ = Naming::kCanonical;
   std::int64_t vae_levels_ = 0;
   std::vector<std::shared_ptr<const SafetensorsFile>> files_;
-  std::shared_ptr<const std::unordered_map<std::string, Found>> tensors_;
+  StoredTensors tensors_;
   std::vector<std::string> source_names_;
-  std::map<std::string, DType> quantised_;  // what the weights of marked layers hold, by layer
+  std::map<std::string, DType> marked_;  // what the weights of marked layers hold
   nlohmann::json config_;
 };
 
