@@ -184,10 +184,6 @@ void check_together(const TrainConfig& c) {
     }
   }
   require_parts(c);
-  if (!c.slab.empty() && c.quantize == TrainConfig::Quantize::kNone) {
-    throw ConfigError({place(c.source, "slab"), "a slab together with quantize \"none\"", "one of the two",
-                       "a slab is quantized; leave out 'slab' or 'quantize'"});
-  }
   if (c.training.warmup_steps > c.training.steps) {
     throw ConfigError({place(c.source, "training.warmup_steps"), std::to_string(c.training.warmup_steps),
                        fmt::format("at most training.steps = {}", c.training.steps), ""});

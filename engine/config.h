@@ -22,7 +22,7 @@ struct DataConfig {
   std::string folder;                            // images and their .txt captions
   std::array<std::int64_t, 2> resolution{0, 0};  // width, height in pixels; multiples of 16
   std::int64_t text_length = 0;                  // T5 tokens per caption; 0: the model's own length
-  Latent latent = Latent::kSample;               // draw from the encoder's distribution, or take its mean
+  Latent latent = Latent::kSample;               // one draw from the encoder's distribution, or its mean
 };
 
 struct LoraConfig {
@@ -68,7 +68,7 @@ struct TrainConfig {
 
   // Paths are absolute or relative to the working directory; empty where the file does not name them.
   std::string model;        // diffusers folder or BFL file
-  std::string slab;         // quantized transformer; empty: built in cache_dir
+  std::string slab;         // built there if missing; empty: a name in cache_dir
   std::string transformer;  // these five replace the model's own parts
   std::string vae;
   std::string clip;

@@ -7,7 +7,7 @@ namespace {
 
 constexpr const char* kIntroduction = R"(# Configuration of `squareq-train`
 
-<!-- Written by `squareq-train --write-config-docs docs/config.md`; a test compares the two. -->
+<!-- Written by `squareq-train --config-reference > docs/config.md`; a test compares the two. -->
 
 A run is described by one JSON file:
 

@@ -290,9 +290,9 @@ void add_file_fields(std::vector<ConfigField>& t) {
                            "every part is named below")));
   t.push_back(path_to(FIELD(transformer), "a path",
                       part("Transformer in place of the model's own: a folder or a file.", "`model`")));
-  t.push_back(path_to(FIELD(slab), "a path",
-                      part("Ready-made slab of the transformer, from `squareq-slab build`.",
-                           "built into `cache_dir` if `quantize` is int8")));
+  t.push_back(
+      path_to(FIELD(slab), "a path",
+              part("Slab of the transformer. It is built there if there is no such file.", "a name in `cache_dir`")));
   t.push_back(
       path_to(FIELD(vae), "a path", part("Autoencoder: a folder or a file such as `ae.safetensors`.", "`model`")));
   t.push_back(path_to(FIELD(clip), "a path",
@@ -337,11 +337,12 @@ void add_data_fields(std::vector<ConfigField>& t) {
   t.push_back(resolution_field());
   t.push_back(integer(FIELD(data.text_length), 0, 4096,
                       "T5 tokens per caption; longer captions are cut. 0: the length the model was made for."));
-  t.push_back(choice(FIELD(data.latent),
-                     std::vector<std::pair<std::string, DataConfig::Latent>>{{"sample", DataConfig::Latent::kSample},
-                                                                             {"mean", DataConfig::Latent::kMean}},
-                     "What the autoencoder's distribution gives for a picture: a fresh sample at every use, or always "
-                     "its mean."));
+  t.push_back(
+      choice(FIELD(data.latent),
+             std::vector<std::pair<std::string, DataConfig::Latent>>{{"sample", DataConfig::Latent::kSample},
+                                                                     {"mean", DataConfig::Latent::kMean}},
+             "What stands for a picture: one draw from the autoencoder's distribution, always the same for the same "
+             "picture, or the distribution's mean."));
 }
 
 void add_lora_fields(std::vector<ConfigField>& t) {

@@ -180,7 +180,6 @@ TEST_CASE("config: values out of range are refused") {
   CHECK(refuses(with(R"("axes_dims_rope": [8, 28, 27])"), "axes_dims_rope", "[8,28,27]", "three even"));
   CHECK(refuses(with(R"("name": "a/b")"), "name", "a/b", "without folder"));
   CHECK(refuses(with(R"("name": "..")"), "name", "..", "without folder"));
-  CHECK(refuses(with(R"("slab": "x", "quantize": "none")"), "slab", "none", "one of the two"));
   for (const char* bad : {"100", "[512, 100]", "[512]", "0", "-16", "\"512x512\"", "[512, 512, 512]", "1e400"}) {
     const std::string message =
         refusal(R"({"model": "m", "data": {"folder": "d", "resolution": )" + std::string(bad) + "}}");
