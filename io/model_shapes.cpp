@@ -206,8 +206,10 @@ T5Shape t5_shape(const Checkpoint& checkpoint) {
   settings.agree({"relative_attention_num_buckets"}, s.buckets);
   s.max_distance = settings.integer("relative_attention_max_distance").value_or(s.max_distance);
   s.epsilon = settings.number("layer_norm_epsilon").value_or(s.epsilon);
-  if (s.max_distance <= s.buckets / 4)
-    settings.fail("relative_attention_max_distance", "more than a quarter of the buckets");
+  if (s.max_distance <= s.buckets / 4) {
+    throw ConfigError({checkpoint.path() + ": relative_attention_max_distance", fmt::format("{}", s.max_distance),
+                       fmt::format("more than a quarter of the {} buckets", s.buckets), ""});
+  }
   if (const Json* form = settings.find("feed_forward_proj"); form != nullptr && *form != "gated-gelu") {
     settings.fail("feed_forward_proj", "gated-gelu");
   }

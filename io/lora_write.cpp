@@ -1,0 +1,202 @@
+#include <fmt/format.h>
+#include <openssl/evp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <ctime>
+#include <memory>
+#include <stdexcept>
+
+#include "io/lora_file.h"
+#include "io/safetensors.h"
+#include "io/tensor_names.h"
+#include "kernels/base/error.h"
+
+namespace squareq {
+namespace {
+
+using Bytes = std::span<const std::byte>;
+
+class Digest {
+ public:
+  Digest() : context_(EVP_MD_CTX_new(), EVP_MD_CTX_free) { EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr); }
+  void add(Bytes bytes) { EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size()); }
+  std::string hex() {
+    unsigned char sum[EVP_MAX_MD_SIZE];
+    unsigned size = 0;
+    EVP_DigestFinal_ex(context_.get(), sum, &size);
+    std::string text;
+    for (unsigned i = 0; i < size; ++i) text += fmt::format("{:02x}", sum[i]);
+    return text;
+  }
+
+ private:
+  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
+};
+
+// SHA-256 over bytes [begin, end) of the pieces joined, as far as there are any.
+std::string hash_range(const std::vector<Bytes>& pieces, std::size_t begin, std::size_t end) {
+  Digest digest;
+  std::size_t at = 0;
+  for (const Bytes& piece : pieces) {
+    const std::size_t first = std::clamp(begin, at, at + piece.size());
+    const std::size_t last = std::clamp(end, at, at + piece.size());
+    if (first < last) digest.add(piece.subspan(first - at, last - first));
+    at += piece.size();
+  }
+  return digest.hex();
+}
+
+// The two hashes that tools of kohya's family compute. The legacy one covers a fixed window of the file as it would be
+// with only the "ss_" entries.
+void add_hashes(const std::vector<TensorOut>& sorted, std::map<std::string, std::string>& metadata) {
+  constexpr std::size_t kWindowBegin = 0x100000;
+  constexpr std::size_t kWindow = 0x10000;
+  std::map<std::string, std::string> training;
+  for (const auto& [key, value] : metadata) {
+    if (key.starts_with("ss_")) training.emplace(key, value);
+  }
+  const std::string header = safetensors_header(sorted, training);
+  std::vector<Bytes> pieces;
+  for (const TensorOut& tensor : sorted) pieces.push_back(tensor.data);
+  metadata["sshs_model_hash"] = hash_range(pieces, 0, SIZE_MAX);
+  pieces.insert(pieces.begin(), std::as_bytes(std::span(header)));
+  metadata["sshs_legacy_hash"] = hash_range(pieces, kWindowBegin, kWindowBegin + kWindow).substr(0, 8);
+}
+
+bool does_nothing(const LoraAdapter& adapter) {
+  return std::all_of(adapter.up.begin(), adapter.up.end(), [](float value) { return value == 0.0F; });
+}
+
+// Puts the scale into the matrices; `up` is multiplied by powers of two only.
+void fold_scale(LoraAdapter& adapter) {
+  float down = adapter.scale();
+  float up = 1.0F;
+  while (2.0F * down < up) {
+    down *= 2.0F;
+    up /= 2.0F;
+  }
+  for (float& value : adapter.down) value *= down;
+  for (float& value : adapter.up) value *= up;
+  adapter.alpha = static_cast<float>(adapter.rank);
+}
+
+// One adapter on all rows of `linear` that does what `parts` do together.
+LoraAdapter join(std::vector<LoraAdapter> parts, const LinearSize& linear) {
+  if (parts.size() == 1 && parts[0].rows == linear.out) return std::move(parts[0]);
+  LoraAdapter whole{.linear = linear.name, .rows = linear.out, .in = linear.in};
+  const float scale = parts[0].scale();
+  const bool same = std::all_of(parts.begin(), parts.end(), [&](const auto& part) { return part.scale() == scale; });
+  for (LoraAdapter& part : parts) {
+    if (!same) fold_scale(part);
+    whole.rank += part.rank;
+    whole.down.insert(whole.down.end(), part.down.begin(), part.down.end());
+  }
+  whole.alpha = static_cast<float>(whole.rank) * (same ? scale : 1.0F);
+  whole.up.resize(static_cast<std::size_t>(whole.rows * whole.rank));
+  std::int64_t column = 0;
+  for (const LoraAdapter& part : parts) {
+    for (std::int64_t r = 0; r < part.rows; ++r) {
+      std::copy_n(part.up.data() + r * part.rank, part.rank,
+                  whole.up.data() + (part.row_begin + r) * whole.rank + column);
+    }
+    column += part.rank;
+  }
+  return whole;
+}
+
+std::vector<LoraAdapter> join_by_linear(const std::vector<LoraAdapter>& adapters, const FluxShape& shape) {
+  const bool nothing = std::all_of(adapters.begin(), adapters.end(), does_nothing);
+  std::map<std::string, std::vector<LoraAdapter>> by_linear;
+  for (const LoraAdapter& adapter : adapters) {
+    // Readers recover the parts of an all-zero joined adapter with the wrong rank; it would do nothing anyway.
+    if (nothing || !does_nothing(adapter)) by_linear[adapter.linear].push_back(adapter);
+  }
+  std::vector<LoraAdapter> joined;
+  for (const LinearSize& linear : flux_linears(shape)) {
+    auto found = by_linear.extract(linear.name);
+    if (!found) continue;
+    for (const LoraAdapter& a : found.mapped()) {
+      const bool sizes = a.down.size() == static_cast<std::size_t>(a.rank * a.in) &&
+                         a.up.size() == static_cast<std::size_t>(a.rank * a.rows);
+      if (!sizes || a.in != linear.in || a.row_begin < 0 || a.row_begin + a.rows > linear.out || a.rank <= 0) {
+        throw std::logic_error("write_lora: sizes of the adapter on " + a.linear);
+      }
+    }
+    joined.push_back(join(std::move(found.mapped()), linear));
+  }
+  if (!by_linear.empty()) throw std::logic_error("write_lora: no linear " + by_linear.begin()->first);
+  return joined;
+}
+
+std::vector<std::byte> convert(const std::vector<float>& values, DType dtype, const std::string& place) {
+  const auto count = static_cast<std::int64_t>(values.size());
+  std::vector<std::byte> bytes(values.size() * size_of(dtype));
+  from_f32(values.data(), dtype, bytes.data(), count);
+  std::vector<float> stored(values.size());
+  to_f32(bytes.data(), dtype, stored.data(), count);
+  for (std::size_t i = 0; i < stored.size(); ++i) {
+    if (std::isfinite(stored[i])) continue;
+    throw NumericError({place, fmt::format("{} at element {}", values[i], i),
+                        fmt::format("values that are finite as {}", name_of(dtype)),
+                        std::isfinite(values[i]) ? "write BF16 or F32 instead" : "the training has diverged"});
+  }
+  return bytes;
+}
+
+}  // namespace
+
+std::map<std::string, std::string> lora_metadata(const LoraMetadata& about) {
+  std::map<std::string, std::string> entries{
+      {"ss_v2", "False"},
+      {"ss_base_model_version", "flux1"},
+      {"ss_model_type", "flux"},
+      {"ss_network_module", "networks.lora_flux"},
+      {"ss_network_dim", fmt::format("{}", about.rank)},
+      {"ss_network_alpha", fmt::format("{}", about.alpha)},
+      {"ss_output_name", about.output_name},
+      {"ss_sd_model_name", about.base_model},
+      {"modelspec.sai_model_spec", "1.0.1"},
+      {"modelspec.architecture", about.guidance ? "flux-1-dev/lora" : "flux-1-schnell/lora"},
+      {"modelspec.implementation", "https://github.com/black-forest-labs/flux"},
+      {"modelspec.implementation_version", about.implementation_version},
+      {"modelspec.title", about.output_name.empty() ? "LoRA" : about.output_name},
+      {"modelspec.resolution", fmt::format("{}x{}", about.width, about.height)},
+  };
+  if (about.finished_at != 0) {
+    entries["ss_training_finished_at"] = fmt::format("{}", about.finished_at);
+    const auto seconds = static_cast<std::time_t>(about.finished_at);
+    std::tm local{};
+    localtime_r(&seconds, &local);
+    char text[32];
+    std::strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%S", &local);
+    entries["modelspec.date"] = text;
+  }
+  for (const auto& [key, value] : about.extra) entries[key] = value;
+  std::erase_if(entries, [](const auto& entry) { return entry.second.empty(); });
+  return entries;
+}
+
+void write_lora(const std::string& path, const std::vector<LoraAdapter>& adapters, const FluxShape& shape, DType dtype,
+                std::map<std::string, std::string> metadata) {
+  const std::vector<LoraAdapter> joined = join_by_linear(adapters, shape);
+  std::vector<std::vector<std::byte>> payloads;
+  std::vector<TensorOut> tensors;
+  const auto add = [&](const std::string& name, DType type, std::vector<std::int64_t> sides,
+                       const std::vector<float>& values) {
+    payloads.push_back(convert(values, type, fmt::format("{}: tensor '{}'", path, name)));
+    tensors.push_back({name, type, std::move(sides), payloads.back()});  // its memory stays when the vector moves
+  };
+  for (const LoraAdapter& adapter : joined) {
+    std::string key = "lora_unet_" + adapter.linear;
+    std::replace(key.begin(), key.end(), '.', '_');
+    add(key + ".lora_down.weight", dtype, {adapter.rank, adapter.in}, adapter.down);
+    add(key + ".lora_up.weight", dtype, {adapter.rows, adapter.rank}, adapter.up);
+    add(key + ".alpha", DType::F32, {}, {adapter.alpha});
+  }
+  sort_for_writing(tensors);
+  add_hashes(tensors, metadata);
+  write_safetensors(path, std::move(tensors), metadata);
+}
+
+}  // namespace squareq
