@@ -6,6 +6,7 @@
 #include "io/checkpoint.h"
 #include "io/mapped_file.h"
 #include "io/slab_header.h"
+#include "io/slab_layout.h"
 #include "io/slab_writer.h"
 #include "kernels/base/error.h"
 
@@ -32,45 +33,19 @@ class CheckpointSource : public WeightSource {
   DType dtype(const std::string& tensor) const override { return checkpoint_.source_dtype(tensor); }
 
   void read(const std::string& tensor, std::int64_t row_begin, std::int64_t rows, float* out) const override {
-    try {
-      checkpoint_.read_f32(tensor, row_begin, rows, out);
-    } catch (const NumericError&) {
-      for (std::int64_t row = row_begin; row < row_begin + rows; ++row) check_row(tensor, row, out);
-      throw;
-    }
+    checkpoint_.read_f32(tensor, row_begin, rows, out);
   }
 
  private:
-  void check_row(const std::string& tensor, std::int64_t row, float* scratch) const {
-    try {
-      checkpoint_.read_f32(tensor, row, 1, scratch);
-    } catch (const NumericError& error) {
-      Problem problem = error.problem();
-      problem.where += fmt::format(", row {}", row);
-      throw NumericError(problem);
-    }
-  }
-
   const Checkpoint& checkpoint_;
 };
-
-void check_tensors(const Checkpoint& checkpoint, const SlabShape& shape) {
-  for (const NamedShape& tensor : slab_tensors(shape)) {
-    const std::vector<std::int64_t> found = checkpoint.shape(tensor.name);
-    if (found == tensor.shape) continue;
-    throw FormatError({.where = checkpoint.path() + ": tensor '" + tensor.name + "'",
-                       .found = "shape " + shape_text(found),
-                       .expected = "shape " + shape_text(tensor.shape),
-                       .advice = "the checkpoint does not fit its configuration"});
-  }
-}
 
 }  // namespace
 
 void build_slab(const Checkpoint& checkpoint, const SlabShape& shape, const std::string& path,
                 const SlabOptions& options) {
   check_shape(shape, checkpoint.path());
-  check_tensors(checkpoint, shape);
+  checkpoint.check(slab_tensors(shape));
   write_slab(CheckpointSource(checkpoint), shape, path, options);
 }
 

@@ -15,7 +15,7 @@ struct SlabProgress {
   std::uint64_t done = 0;  // bytes of the finished file
   std::uint64_t total = 0;
   std::uint64_t resumed = 0;  // of `done`, left by an earlier build that was interrupted
-  std::string block;          // finished last
+  std::string block;          // or file, finished or growing last
 };
 
 struct SlabOptions {
@@ -35,7 +35,7 @@ void build_slab(const Checkpoint& checkpoint, const SlabShape& shape, const std:
 struct SynthOptions {
   std::uint64_t seed = 0;
   int threads = 0;
-  std::function<void(const SlabProgress&)> progress;
+  std::function<void(const SlabProgress&)> progress;  // after every block or tensor
 };
 
 // flux-dev, flux-schnell, t5-xxl or mini (a trained miniature's shape). ConfigError lists them for another name.
@@ -46,7 +46,8 @@ SlabShape named_shape(const std::string& name);
 void synthesize_slab(const SlabShape& shape, const std::string& path, const SynthOptions& options = {});
 
 // The same weights before quantising, as a BF16 checkpoint in diffusers layout: `folder`/transformer or
-// `folder`/text_encoder_2 with config.json, in shards of at most `shard_bytes` with their index.
+// `folder`/text_encoder_2 with config.json, in shards of at most `shard_bytes` with their index. Throws FileError if
+// that folder holds files already.
 void synthesize_checkpoint(const SlabShape& shape, const std::string& folder, const SynthOptions& options = {},
                            std::uint64_t shard_bytes = 10'000'000'000);
 

@@ -174,7 +174,7 @@ void write_slab(const WeightSource& source, const SlabShape& shape, const std::s
       progress.block = layout.blocks[i].id;
       if (options.progress) options.progress(progress);
     }
-  } catch (const NumericError&) {
+  } catch (const FormatError&) {
     draft.discard();  // no later build can finish it
     throw;
   }

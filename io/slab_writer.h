@@ -17,7 +17,7 @@ class WeightSource {
   virtual std::string key() const = 0;
   virtual DType dtype(const std::string& tensor) const = 0;
   // Rows [row_begin, row_begin + rows) of a tensor seen as [first axis, all others]. Called from several threads.
-  // Throws NumericError naming file, tensor and row if a value is NaN or infinite.
+  // Throws FormatError naming file, tensor and row if a value is NaN or infinite.
   virtual void read(const std::string& tensor, std::int64_t row_begin, std::int64_t rows, float* out) const = 0;
 };
 
