@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <limits>
 #include <vector>
 
 #include "io/token_cases.h"
@@ -15,6 +16,8 @@
 namespace {
 
 using Ids = std::vector<int32_t>;
+
+constexpr int32_t kUncut = std::numeric_limits<int32_t>::max();  // recorded T5 ids are not truncated
 
 std::string printable(const std::string& text) {
   std::string out;
@@ -49,7 +52,7 @@ int run_tokens(const std::string& model_dir, const std::string& file, bool json)
   std::vector<size_t> mismatches;
   for (size_t i = 0; i < cases.size(); ++i) {
     const squareq::TokenCase& recorded = cases[i];
-    const std::string differences = difference("T5", t5.encode(recorded.text), recorded.t5) +
+    const std::string differences = difference("T5", t5.encode(recorded.text, kUncut), recorded.t5) +
                                     difference("CLIP", clip.encode(recorded.text), recorded.clip);
     if (differences.empty()) continue;
     mismatches.push_back(i);

@@ -44,7 +44,7 @@ struct T5Vocabulary {
   std::string charsmap;           // precompiled normalisation: trie and replacement pool; may be empty
   bool strip_right = true;        // drop whitespace at the end
   bool collapse_spaces = true;    // two or more spaces are one word mark
-  bool split_whitespace = false;  // cut at whitespace before marking words (older conversions)
+  bool split_whitespace = false;  // older conversions: cut at whitespace, mark every word (prefix is kAlways)
   Prefix prefix = Prefix::kFirst;
   int32_t unknown = 2;
   int32_t eos = 1;

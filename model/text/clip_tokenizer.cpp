@@ -9,6 +9,7 @@
 #include <queue>
 
 #include "kernels/base/error.h"
+#include "model/text/recent_characters.h"
 #include "model/text/unicode.h"
 
 namespace squareq {
@@ -29,7 +30,32 @@ uint64_t pair_key(int32_t left, int32_t right) {
   return (uint64_t{static_cast<uint32_t>(left)} << 32) | static_cast<uint32_t>(right);
 }
 
-// NFC, then lower case of each code point on its own: no final sigma, and one letter that becomes two.
+enum class Kind { kSpace, kLetter, kNumber, kOther };
+
+Kind kind_of(char32_t code_point) {
+  const auto c = static_cast<UChar32>(code_point);
+  const uint32_t category = U_GET_GC_MASK(c);
+  if (category & U_GC_L_MASK) return Kind::kLetter;
+  if (category & U_GC_N_MASK) return Kind::kNumber;
+  if (category & U_GC_CN_MASK) {
+    const RecentCharacters* recent = find_recent(code_point);
+    return !recent ? Kind::kOther : recent->number ? Kind::kNumber : Kind::kLetter;
+  }
+  return u_isUWhiteSpace(c) ? Kind::kSpace : Kind::kOther;
+}
+
+// Lower case of a code point on its own: no final sigma, and one letter that becomes two.
+void append_lower(std::string& out, char32_t code_point) {
+  const auto c = static_cast<UChar32>(code_point);
+  if (code_point == 0x130) {
+    out += "i\xCC\x87";
+    return;
+  }
+  const RecentCharacters* recent = u_isdefined(c) ? nullptr : find_recent(code_point);
+  append_utf8(out, static_cast<char32_t>(recent ? c + recent->lower : u_tolower(c)));
+}
+
+// NFC, then lower case.
 std::string normalise(std::string_view text) {
   UErrorCode status = U_ZERO_ERROR;
   const icu::Normalizer2* nfc = icu::Normalizer2::getNFCInstance(status);
@@ -44,25 +70,8 @@ std::string normalise(std::string_view text) {
   }
   std::string lower;
   lower.reserve(composed.size());
-  for (size_t at = 0; at < composed.size();) {
-    const char32_t code_point = next_code_point(composed, at);
-    if (code_point == 0x130) {
-      lower += "i\xCC\x87";
-    } else {
-      append_utf8(lower, static_cast<char32_t>(u_tolower(static_cast<UChar32>(code_point))));
-    }
-  }
+  for (size_t at = 0; at < composed.size();) append_lower(lower, next_code_point(composed, at));
   return lower;
-}
-
-enum class Kind { kSpace, kLetter, kNumber, kOther };
-
-Kind kind_of(char32_t code_point) {
-  const auto c = static_cast<UChar32>(code_point);
-  const uint32_t category = U_GET_GC_MASK(c);
-  if (category & U_GC_L_MASK) return Kind::kLetter;
-  if (category & U_GC_N_MASK) return Kind::kNumber;
-  return u_isUWhiteSpace(c) ? Kind::kSpace : Kind::kOther;
 }
 
 // The end of the word that starts at `begin`: a contraction suffix, a run of letters, one number, or a run of others.

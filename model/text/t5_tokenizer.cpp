@@ -157,16 +157,14 @@ void T5Tokenizer::encode_text(std::string_view text, bool first, std::vector<int
     encode_marked(std::string(text), first, ids);
     return;
   }
+  size_t begin = 0;
   for (size_t at = 0; at < text.size();) {
-    const size_t begin = at;
-    size_t end = at;
-    while (at < text.size()) {
-      const bool space = is_space(next_code_point(text, at));
-      if (space) break;
-      end = at;
-    }
-    if (end > begin) encode_marked(std::string(text.substr(begin, end - begin)), first && begin == 0, ids);
+    const size_t end = at;
+    if (!is_space(next_code_point(text, at))) continue;
+    if (end > begin) encode_marked(std::string(text.substr(begin, end - begin)), first, ids);
+    begin = at;
   }
+  if (begin < text.size()) encode_marked(std::string(text.substr(begin)), first, ids);
 }
 
 std::vector<int32_t> T5Tokenizer::encode(std::string_view prompt, int32_t max_length) const {
