@@ -99,6 +99,9 @@ T5Vocabulary read_t5_json(const JsonNode& root) {
   read_steps(root["normalizer"], "normalizers", [&](const JsonNode& step) { read_normaliser(step, vocabulary); });
   read_steps(root["pre_tokenizer"], "pretokenizers",
              [&](const JsonNode& step) { read_pre_tokenizer(step, vocabulary); });
+  if (vocabulary.split_whitespace && vocabulary.prefix != T5Vocabulary::Prefix::kAlways) {
+    root["pre_tokenizer"].refuse("WhitespaceSplit together with a Metaspace that marks every word");
+  }
   return vocabulary;
 }
 
