@@ -1,0 +1,114 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "io/image.h"
+#include "kernels/base/error.h"
+
+namespace squareq {
+namespace {
+
+// Catmull-Rom spline, 1 at 0 and 0 at the other integers and from 2 on.
+double catmull_rom(double x) {
+  x = std::abs(x);
+  if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
+  if (x < 2) return ((-0.5 * x + 2.5) * x - 4) * x + 2;
+  return 0;
+}
+
+// What one output sample is made of: source[first + i] * weights[i], summed.
+struct Taps {
+  int first = 0;
+  std::vector<float> weights;
+};
+
+// `out` samples spread evenly over [begin, begin + length) of a row of `size` samples. The kernel is stretched by the
+// reduction; what would fall outside of the row is left out and the rest scaled to sum to one.
+std::vector<Taps> make_taps(int size, double begin, double length, int out) {
+  const double step = length / out;
+  const double stretch = std::max(step, 1.0);
+  std::vector<Taps> all(static_cast<std::size_t>(out));
+  for (int i = 0; i < out; ++i) {
+    const double centre = begin + (i + 0.5) * step - 0.5;
+    const int first = std::max(0, static_cast<int>(std::ceil(centre - 2 * stretch)));
+    const int last = std::min(size - 1, static_cast<int>(std::floor(centre + 2 * stretch)));
+    double sum = 0;
+    for (int j = first; j <= last; ++j) sum += catmull_rom((j - centre) / stretch);
+    Taps& taps = all[static_cast<std::size_t>(i)];
+    taps.first = first;
+    for (int j = first; j <= last; ++j) {
+      taps.weights.push_back(static_cast<float>(catmull_rom((j - centre) / stretch) / sum));
+    }
+  }
+  return all;
+}
+
+// One output sample from samples `stride` apart.
+template <typename Sample>
+float filtered(const Sample* source, std::size_t stride, const Taps& taps) {
+  source += static_cast<std::size_t>(taps.first) * stride;
+  float sum = 0;
+  for (const float weight : taps.weights) {
+    sum += weight * static_cast<float>(*source);
+    source += stride;
+  }
+  return sum;
+}
+
+}  // namespace
+
+Image resize_and_crop(const Image& image, int width, int height) {
+  if (width < 1 || height < 1 || image.width < 1 || image.height < 1) {
+    throw FormatError({"resizing a picture",
+                       fmt::format("{} x {} to {} x {}", image.width, image.height, width, height),
+                       "at least one pixel a side", ""});
+  }
+  const double scale = std::min(double{1} * image.width / width, double{1} * image.height / height);
+  const double used_width = scale * width;
+  const double used_height = scale * height;
+  const std::vector<Taps> columns = make_taps(image.width, (image.width - used_width) / 2, used_width, width);
+  const std::vector<Taps> rows = make_taps(image.height, (image.height - used_height) / 2, used_height, height);
+
+  const std::size_t pitch = 3 * static_cast<std::size_t>(width);
+  std::vector<float> narrow;  // every source row that is read, at the final width
+  const int first_row = rows.front().first;
+  const int end_row = rows.back().first + static_cast<int>(rows.back().weights.size());
+  narrow.reserve(pitch * static_cast<std::size_t>(end_row - first_row));
+  for (int y = first_row; y < end_row; ++y) {
+    const std::uint8_t* row =
+        image.rgb.data() + 3 * static_cast<std::size_t>(y) * static_cast<std::size_t>(image.width);
+    for (const Taps& taps : columns) {
+      for (std::size_t channel = 0; channel < 3; ++channel) narrow.push_back(filtered(row + channel, 3, taps));
+    }
+  }
+  Image out{width, height, {}};
+  out.rgb.reserve(pitch * static_cast<std::size_t>(height));
+  for (Taps taps : rows) {
+    taps.first -= first_row;
+    for (std::size_t x = 0; x < pitch; ++x) {
+      const float value = std::clamp(filtered(narrow.data() + x, pitch, taps), 0.0F, 255.0F);
+      out.rgb.push_back(static_cast<std::uint8_t>(value + 0.5F));
+    }
+  }
+  return out;
+}
+
+Image hconcat(const Image& left, const Image& right) {
+  if (left.height != right.height) {
+    throw FormatError(
+        {"pictures side by side", fmt::format("heights {} and {}", left.height, right.height), "equal heights", ""});
+  }
+  Image out{left.width + right.width, left.height, {}};
+  out.rgb.reserve(left.rgb.size() + right.rgb.size());
+  for (int y = 0; y < out.height; ++y) {
+    for (const Image* part : {&left, &right}) {
+      const std::uint8_t* row =
+          part->rgb.data() + 3 * static_cast<std::size_t>(y) * static_cast<std::size_t>(part->width);
+      out.rgb.insert(out.rgb.end(), row, row + 3 * part->width);
+    }
+  }
+  return out;
+}
+
+}  // namespace squareq
