@@ -8,13 +8,14 @@
 namespace squareq {
 namespace {
 
-// Calls work(value, derivative) with the functions of an activation: the choice is made once, outside the loops.
+// Calls work(value, derivative) with the functions of an activation, as lambdas, so that the loops can inline them.
 template <class Work>
 void with_activation(Activation f, Work work) {
   switch (f) {
     case Activation::kSilu:
       return work([](float x) { return swish(1.0F, x); }, [](float x) { return swish_derivative(1.0F, x); });
-    case Activation::kGeluTanh: return work(gelu_tanh, gelu_tanh_derivative);
+    case Activation::kGeluTanh:
+      return work([](float x) { return gelu_tanh(x); }, [](float x) { return gelu_tanh_derivative(x); });
     case Activation::kQuickGelu:
       return work([](float x) { return swish(kQuickGeluSlope, x); },
                   [](float x) { return swish_derivative(kQuickGeluSlope, x); });
@@ -48,7 +49,11 @@ void CpuOps::activation_backward(Activation f, ConstView dy, ConstView x, View d
       const float* from = x.f32(b, t) + begin;
       const float* d = dy.f32(b, t) + begin;
       float* to = dx.f32(b, t) + begin;
-      for (std::int64_t c = 0; c < n; ++c) to[c] = (add ? to[c] : 0.0F) + d[c] * derivative(from[c]);
+      if (add) {
+        for (std::int64_t c = 0; c < n; ++c) to[c] += d[c] * derivative(from[c]);
+      } else {
+        for (std::int64_t c = 0; c < n; ++c) to[c] = d[c] * derivative(from[c]);
+      }
     });
   });
 }

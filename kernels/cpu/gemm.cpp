@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
+#include <thread>
 
 namespace squareq {
 namespace {
@@ -27,5 +28,9 @@ void gemm(const Gemm& g) {
 }
 
 void use_calling_thread_only() { openblas_set_num_threads(1); }
+
+void use_library_threads(int threads) {
+  openblas_set_num_threads(threads > 0 ? threads : static_cast<int>(std::thread::hardware_concurrency()));
+}
 
 }  // namespace squareq

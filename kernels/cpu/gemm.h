@@ -27,4 +27,7 @@ void gemm(const Gemm& g);
 // Makes OpenBLAS compute on the calling thread only: we share out the work ourselves.
 void use_calling_thread_only();
 
+// Lets OpenBLAS share out its work itself, for measuring what it reaches alone; 0: one thread per hardware thread.
+void use_library_threads(int threads);
+
 }  // namespace squareq
