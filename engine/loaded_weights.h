@@ -9,8 +9,8 @@
 
 namespace squareq {
 
-// Reads what it is shown and binds it; what it binds lives as long as this object. Throws FormatError if a tensor is
-// missing or has another shape, NumericError if a value is not finite; both name file and tensor.
+// Reads what it is shown and binds it; what it binds lives as long as this object. Throws FormatError, naming file and
+// tensor, if a tensor is missing, has another shape, or holds a value that is not finite.
 class LoadedWeights : public WeightVisitor {
  public:
   explicit LoadedWeights(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
