@@ -1,5 +1,6 @@
 #include "engine/pipeline.h"
 
+#include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 
 #include <chrono>
@@ -150,10 +151,12 @@ std::string ensure_slab(const SlabRequest& request) {
   std::string path = request.slab;
   if (path.empty()) {
     const std::string identity = model_identity(request.checkpoint).substr(0, 16);
-    const std::string stem = std::string(request.t5 ? "t5-" : "flux-") + identity + "-" + codec + ".slab";
-    path = (fs::path(request.cache_dir) / stem).string();
+    std::string stem = fmt::format("{}-{}-{}", request.t5 ? "t5" : "flux", identity, codec);
+    if (request.axes) stem += fmt::format("-axes{}", fmt::join(*request.axes, "x"));
+    path = (fs::path(request.cache_dir) / (stem + ".slab")).string();
   }
   if (fs::exists(path)) return path;
+  require_part(request.checkpoint, request.t5 ? "t5" : "transformer", "checkpoint to build a slab from");
   fs::create_directories(fs::absolute(path).parent_path());
   const Checkpoint checkpoint = Checkpoint::open(request.checkpoint, request.t5 ? Model::kT5 : Model::kTransformer);
   SlabShape shape;
@@ -179,7 +182,7 @@ std::unique_ptr<Device> open_device(TrainConfig::Device device, std::int64_t thr
 }
 
 ModelParts configured_parts(const TrainConfig& config) {
-  ModelParts parts = find_model_parts(config.model);
+  ModelParts parts = config.model.empty() ? ModelParts{} : find_model_parts(config.model);
   const auto replace = [](std::string& part, const std::string& path) {
     if (!path.empty()) part = path;
   };
@@ -188,7 +191,6 @@ ModelParts configured_parts(const TrainConfig& config) {
   replace(parts.clip, config.clip);
   replace(parts.t5, config.t5);
   replace(parts.tokenizers, config.tokenizers);
-  require_part(parts.transformer, "transformer", "transformer checkpoint");
   require_part(parts.vae, "vae", "autoencoder");
   require_part(parts.clip, "clip", "CLIP text model");
   require_part(parts.t5, "t5", "T5 encoder");

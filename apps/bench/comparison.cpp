@@ -11,8 +11,9 @@
 namespace squareq::bench {
 namespace {
 
-// NaN counts as the largest ratio.
+// Error in units of the limit. NaN counts as the largest, no error as none even where the limit is 0.
 double severity(const Comparison& c) {
+  if (c.relative_l2 == 0.0) return 0.0;
   return std::isnan(c.relative_l2) ? std::numeric_limits<double>::infinity() : c.relative_l2 / c.limit;
 }
 
