@@ -173,6 +173,14 @@ TEST_CASE("Pictures that are damaged, foreign or too large are refused by name",
       REQUIRE(contains(refusal(whole.substr(0, length)), "picture"));
     }
   }
+  for (const int counts : {1, 16}) {  // one length with 255 + 1 codes, or all with 255: more than a table holds
+    std::string table = std::string(1, '\0') + std::string(static_cast<std::size_t>(counts), '\xFF');
+    table.resize(17, counts == 1 ? '\1' : '\xFF');
+    table.resize(17 + (counts == 1 ? 255 + 15 : 16 * 255), '\0');
+    std::string jpeg = test::read_file(data_file("corners.jpg"));
+    jpeg.insert(2, "\xFF\xC4" + number(static_cast<unsigned>(table.size() + 2), 2, true) + table);
+    CHECK(contains(refusal(jpeg), "Huffman"));
+  }
   std::string flipped = test::read_file(data_file("palette.png"));
   flipped[flipped.size() / 2] ^= 1;
   CHECK(contains(refusal(flipped), "CRC"));
