@@ -7,6 +7,7 @@
 #include <functional>
 #include <span>
 #include <stdexcept>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/base/thread_pool.h"
@@ -39,6 +40,10 @@ struct BasicMatrix {
   std::int64_t stride = 0;
 
   Float* row(std::int64_t r) const { return data + r * stride; }
+  operator BasicMatrix<const Float>() const  // NOLINT(google-explicit-constructor)
+      requires(!std::is_const_v<Float>) {
+    return {data, stride};
+  }
 };
 using Matrix = BasicMatrix<float>;
 using ConstMatrix = BasicMatrix<const float>;

@@ -81,6 +81,60 @@ void add_up_projections(std::span<const LoraBranch> lora, ConstMatrix u, const T
   }
 }
 
+// u [n, ranks] = x a^T of each branch in turn.
+void project_down(std::span<const LoraBranch> lora, ConstMatrix x, std::int64_t n, Matrix u) {
+  std::int64_t u_begin = 0;
+  for (const LoraBranch& branch : lora) {
+    gemm({.transpose_b = Transpose::kYes,
+          .m = n,
+          .n = branch.rank(),
+          .k = branch.a.cols,
+          .a = x.data,
+          .lda = x.stride,
+          .b = branch.a.f32(),
+          .ldb = branch.a.row_stride,
+          .c = u.data + u_begin,
+          .ldc = u.stride});
+    u_begin += branch.rank();
+  }
+}
+
+// du [n, ranks] = scale * dy b of each branch in turn, from the columns of dy that it reaches.
+void project_back(std::span<const LoraBranch> lora, ConstMatrix dy, std::int64_t n, Matrix du) {
+  std::int64_t u_begin = 0;
+  for (const LoraBranch& branch : lora) {
+    gemm({.m = n,
+          .n = branch.rank(),
+          .k = branch.b.rows,
+          .alpha = branch.scale,
+          .a = dy.data + branch.row_begin,
+          .lda = dy.stride,
+          .b = branch.b.f32(),
+          .ldb = branch.b.row_stride,
+          .c = du.data + u_begin,
+          .ldc = du.stride});
+    u_begin += branch.rank();
+  }
+}
+
+// tile += du a of all branches, the tile lying in dx; du is that of the tile's first row.
+void add_down_gradients(std::span<const LoraBranch> lora, ConstMatrix du, const Tile& tile, Matrix out) {
+  std::int64_t u_begin = 0;
+  for (const LoraBranch& branch : lora) {
+    gemm({.m = tile.rows,
+          .n = tile.cols,
+          .k = branch.rank(),
+          .a = du.data + u_begin,
+          .lda = du.stride,
+          .b = branch.a.f32() + tile.col,
+          .ldb = branch.a.row_stride,
+          .beta = 1.0F,
+          .c = out.data,
+          .ldc = out.stride});
+    u_begin += branch.rank();
+  }
+}
+
 // Bias, then what the layer is to write, for row (b, t) of the output; `row` holds its columns [begin, begin + n) of
 // the product and may lie in y itself.
 void finish_row(const LinearForward& p, const float* bias, std::int64_t b, std::int64_t t, std::int64_t begin,
@@ -135,7 +189,7 @@ void check(const LinearBackward& p) {
   }
 }
 
-// da += du^T x or, with du = dy and x = u, db += scale * dy^T u: out [m, n] += alpha * left^T right over `rows`.
+// A piece of an adapter's gradient: out [m, n] += alpha * left^T right, summed over all rows.
 struct Outer {
   ConstMatrix left, right;
   std::int64_t m = 0, n = 0;
@@ -156,6 +210,33 @@ void add_outer(const Outer& o, std::int64_t rows) {
         .beta = 1.0F,
         .c = o.out.data,
         .ldc = o.out.stride});
+}
+
+// da += du^T x and db += scale * dy^T u of the trained branches, in pieces for the threads.
+std::vector<Outer> adapter_gradients(std::span<const LoraBranch> lora, ConstMatrix dy, ConstMatrix du, ConstMatrix x,
+                                     ConstMatrix u) {
+  constexpr std::int64_t kPanel = 256;
+  std::vector<Outer> pieces;
+  std::int64_t u_begin = 0;
+  for (const LoraBranch& branch : lora) {
+    for (std::int64_t c = 0; branch.trained() && c < branch.a.cols; c += kPanel) {
+      pieces.push_back({.left = {du.data + u_begin, du.stride},
+                        .right = {x.data + c, x.stride},
+                        .m = branch.rank(),
+                        .n = std::min(kPanel, branch.a.cols - c),
+                        .out = {branch.da.f32() + c, branch.da.row_stride}});
+    }
+    for (std::int64_t r = 0; branch.trained() && r < branch.b.rows; r += kPanel) {
+      pieces.push_back({.left = {dy.data + branch.row_begin + r, dy.stride},
+                        .right = {u.data + u_begin, u.stride},
+                        .m = std::min(kPanel, branch.b.rows - r),
+                        .n = branch.rank(),
+                        .alpha = branch.scale,
+                        .out = {branch.db.f32(0, r), branch.db.row_stride}});
+    }
+    u_begin += branch.rank();
+  }
+  return pieces;
 }
 
 }  // namespace
@@ -210,20 +291,7 @@ void CpuOps::linear(const LinearForward& p) {
   if (rows == 0 || p.weight.out() == 0) return;
   const Matrix u{u_.at_least(rows * ranks), ranks};
   const ConstMatrix x = prepare(p.x, x_, !p.lora.empty(), [&](ConstMatrix x_rows, std::int64_t begin, std::int64_t n) {
-    std::int64_t u_begin = 0;
-    for (const LoraBranch& branch : p.lora) {
-      gemm({.transpose_b = Transpose::kYes,
-            .m = n,
-            .n = branch.rank(),
-            .k = branch.a.cols,
-            .a = x_rows.data,
-            .lda = x_rows.stride,
-            .b = branch.a.f32(),
-            .ldb = branch.a.row_stride,
-            .c = u.row(begin) + u_begin,
-            .ldc = ranks});
-      u_begin += branch.rank();
-    }
+    project_down(p.lora, x_rows, n, {u.row(begin), ranks});
     for (std::int64_t r = begin; p.u && r < begin + n; ++r) {
       std::copy_n(u.row(r), ranks, p.u.f32(r / p.u.rows, r % p.u.rows));
     }
@@ -259,82 +327,30 @@ void CpuOps::linear_backward(const LinearBackward& p) {
   const Matrix du{du_.at_least(rows * ranks), ranks};
   const ConstMatrix dy =
       prepare(p.dy, dy_, !p.lora.empty(), [&](ConstMatrix dy_rows, std::int64_t begin, std::int64_t n) {
-        std::int64_t u_begin = 0;
-        for (const LoraBranch& branch : p.lora) {
-          gemm({.m = n,
-                .n = branch.rank(),
-                .k = branch.b.rows,
-                .alpha = branch.scale,
-                .a = dy_rows.data + branch.row_begin,
-                .lda = dy_rows.stride,
-                .b = branch.b.f32(),
-                .ldb = branch.b.row_stride,
-                .c = du.row(begin) + u_begin,
-                .ldc = ranks});
-          u_begin += branch.rank();
-        }
+        project_back(p.lora, dy_rows, n, {du.row(begin), ranks});
       });
-
   std::vector<Outer> outers;
   if (trained) {
-    const ConstMatrix x = prepare(p.x, x_, false, nothing);
-    const ConstMatrix u = prepare(p.u, u_, false, nothing);
-    constexpr std::int64_t kPanel = 256;
-    std::int64_t u_begin = 0;
-    for (const LoraBranch& branch : p.lora) {
-      for (std::int64_t c = 0; branch.trained() && c < branch.a.cols; c += kPanel) {
-        outers.push_back({.left = {du.data + u_begin, du.stride},
-                          .right = {x.data + c, x.stride},
-                          .m = branch.rank(),
-                          .n = std::min(kPanel, branch.a.cols - c),
-                          .out = {branch.da.f32() + c, branch.da.row_stride}});
-      }
-      for (std::int64_t r = 0; branch.trained() && r < branch.b.rows; r += kPanel) {
-        outers.push_back({.left = {dy.data + branch.row_begin + r, dy.stride},
-                          .right = {u.data + u_begin, u.stride},
-                          .m = std::min(kPanel, branch.b.rows - r),
-                          .n = branch.rank(),
-                          .alpha = branch.scale,
-                          .out = {branch.db.f32(0, r), branch.db.row_stride}});
-      }
-      u_begin += branch.rank();
-    }
+    outers = adapter_gradients(p.lora, dy, du, prepare(p.x, x_, false, nothing), prepare(p.u, u_, false, nothing));
   }
 
   const Grid grid(rows, p.dx ? p.weight.in() : 0);
   const bool add = p.accumulate == Accumulate::kYes;
   const bool direct = p.dx && is_matrix(p.dx);
-  const auto multiply = [&](const Tile& tile, Worker& own) {
+  const auto count = grid.count() + static_cast<std::int64_t>(outers.size());
+  pool_.parallel_for(count, [&](std::int64_t index, int worker_index) {
+    if (index >= grid.count()) return add_outer(outers[static_cast<std::size_t>(index - grid.count())], rows);
+    const Tile tile(grid, index);
+    Worker& own = worker(worker_index);
     const Matrix out = direct ? Matrix{p.dx.f32() + tile.row * p.dx.row_stride + tile.col, p.dx.row_stride}
                               : Matrix{own.tile.at_least(tile.rows * tile.cols), tile.cols};
     const float beta = direct && add ? 1.0F : 0.0F;
     product({dy.row(tile.row), dy.stride}, tile.rows, p.weight, true, tile.col, tile.cols, beta, out, own);
-    std::int64_t u_begin = 0;
-    for (const LoraBranch& branch : p.lora) {
-      gemm({.m = tile.rows,
-            .n = tile.cols,
-            .k = branch.rank(),
-            .a = du.row(tile.row) + u_begin,
-            .lda = du.stride,
-            .b = branch.a.f32() + tile.col,
-            .ldb = branch.a.row_stride,
-            .beta = 1.0F,
-            .c = out.data,
-            .ldc = out.stride});
-      u_begin += branch.rank();
-    }
+    add_down_gradients(p.lora, {du.row(tile.row), ranks}, tile, out);
     for (std::int64_t r = 0; !direct && r < tile.rows; ++r) {
       const std::int64_t row = tile.row + r;
       float* to = p.dx.f32(row / p.dx.rows, row % p.dx.rows) + tile.col;
       for (std::int64_t c = 0; c < tile.cols; ++c) to[c] = (add ? to[c] : 0.0F) + out.row(r)[c];
-    }
-  };
-  const auto outer_count = static_cast<std::int64_t>(outers.size());
-  pool_.parallel_for(grid.count() + outer_count, [&](std::int64_t index, int worker_index) {
-    if (index < grid.count()) {
-      multiply(Tile(grid, index), worker(worker_index));
-    } else {
-      add_outer(outers[static_cast<std::size_t>(index - grid.count())], rows);
     }
   });
 }
