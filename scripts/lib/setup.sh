@@ -5,6 +5,9 @@
 build_packages=(build-essential cmake ninja-build pkg-config ccache libcli11-dev nlohmann-json3-dev libspdlog-dev
   libfmt-dev libstb-dev catch2 libopenblas-dev libicu-dev libssl-dev libxxhash-dev python3)
 
+# Clones in different folders share what ccache keeps.
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
+
 say() { printf '\n== %s\n' "$*"; }
 
 # Installs those of the named packages that are missing; does nothing, and needs no rights, where none is.
