@@ -13,6 +13,7 @@
 #include "model/text/clip_tokenizer.h"
 #include "model/text/t5_tokenizer.h"
 
+namespace squareq::bench {
 namespace {
 
 using Ids = std::vector<int32_t>;
@@ -46,12 +47,12 @@ std::string difference(const char* name, const Ids& ours, const Ids& recorded) {
 }  // namespace
 
 int run_tokens(const std::string& model_dir, const std::string& file, bool json) {
-  const squareq::ClipTokenizer clip(squareq::read_clip_vocabulary(model_dir + "/tokenizer"));
-  const squareq::T5Tokenizer t5(squareq::read_t5_vocabulary(model_dir + "/tokenizer_2"));
-  const std::vector<squareq::TokenCase> cases = squareq::read_token_cases(file);
+  const ClipTokenizer clip(read_clip_vocabulary(model_dir + "/tokenizer"));
+  const T5Tokenizer t5(read_t5_vocabulary(model_dir + "/tokenizer_2"));
+  const std::vector<TokenCase> cases = read_token_cases(file);
   std::vector<size_t> mismatches;
   for (size_t i = 0; i < cases.size(); ++i) {
-    const squareq::TokenCase& recorded = cases[i];
+    const TokenCase& recorded = cases[i];
     const std::string differences = difference("T5", t5.encode(recorded.text, kUncut), recorded.t5) +
                                     difference("CLIP", clip.encode(recorded.text), recorded.clip);
     if (differences.empty()) continue;
@@ -66,3 +67,5 @@ int run_tokens(const std::string& model_dir, const std::string& file, bool json)
   }
   return mismatches.empty() ? 0 : 1;
 }
+
+}  // namespace squareq::bench
