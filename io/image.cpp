@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstdlib>
 #include <limits>
 #include <memory>
 
@@ -18,6 +19,10 @@
 #define STBI_ONLY_BMP
 #define STBI_FAILURE_USERMSG
 #define STBI_MAX_DIMENSIONS 16384
+// Zeroed, so that a damaged JPEG whose scans lack a table or a component gives the same picture every time.
+#define STBI_MALLOC(size) std::calloc(1, size)
+#define STBI_REALLOC(memory, size) std::realloc(memory, size)
+#define STBI_FREE(memory) std::free(memory)
 #include <stb_image.h>
 
 namespace squareq {

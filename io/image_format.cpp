@@ -99,7 +99,11 @@ int check_jpeg(Bytes data, const std::string& name) {
   constexpr std::uint32_t kEndOfImage = 0xD9;
   constexpr std::uint32_t kApp1 = 0xE1;
   constexpr std::uint32_t kHuffmanTables = 0xC4;
+  constexpr std::uint32_t kScan = 0xDA;
+  constexpr std::uint32_t kQuantizationTables = 0xDB;
   int orientation = 1;
+  bool has_codes = false;
+  bool has_steps = false;
   std::size_t at = 2;
   while (at + 2 <= data.size()) {
     const std::uint32_t marker = number(data, at + 1, 1, Order::kBig);
@@ -119,6 +123,11 @@ int check_jpeg(Bytes data, const std::string& name) {
     const Bytes content = data.subspan(at + 4, length - 2);
     if (marker == kApp1 && starts_with(content, {"Exif\0\0", 6})) orientation = exif_orientation(content.subspan(6));
     if (marker == kHuffmanTables) check_huffman_tables(content, name);
+    has_codes |= marker == kHuffmanTables;
+    has_steps |= marker == kQuantizationTables;
+    if (marker == kScan && !(has_codes && has_steps)) {
+      throw FormatError({name, "a JPEG without the tables to decode it", "a complete picture", "save it as PNG"});
+    }
     const bool is_frame =
         marker >= 0xC0 && marker <= 0xCF && marker != kHuffmanTables && marker != 0xC8 && marker != 0xCC;
     if (is_frame && content.size() > 5 && std::to_integer<int>(content[5]) == 4) {

@@ -181,6 +181,16 @@ TEST_CASE("Pictures that are damaged, foreign or too large are refused by name",
     jpeg.insert(2, "\xFF\xC4" + number(static_cast<unsigned>(table.size() + 2), 2, true) + table);
     CHECK(contains(refusal(jpeg), "Huffman"));
   }
+  std::string bare = test::read_file(data_file("corners.jpg"));
+  for (const char* tables : {"\xFF\xC4", "\xFF\xDB"}) {
+    INFO(tables);
+    for (auto at = bare.find(tables); at != std::string::npos; at = bare.find(tables)) {
+      const auto length = static_cast<unsigned char>(bare[at + 2]) * 256U + static_cast<unsigned char>(bare[at + 3]);
+      bare.erase(at, 2 + length);
+    }
+    CHECK(contains(refusal(bare), "tables"));
+    bare = test::read_file(data_file("corners.jpg"));
+  }
   std::string flipped = test::read_file(data_file("palette.png"));
   flipped[flipped.size() / 2] ^= 1;
   CHECK(contains(refusal(flipped), "CRC"));
