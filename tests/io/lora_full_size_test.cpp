@@ -38,7 +38,7 @@ TEST_CASE("Writes random adapters on all linears of FLUX.1-dev's blocks to $SQUA
           random_adapter(linear.name, row, rows, linear.in, static_cast<std::uint32_t>(adapters.size())));
     }
   }
-  write_lora(path, adapters, shape, DType::kF32, lora_metadata({.rank = 4, .alpha = 2.0}));
+  write_lora(path, adapters, shape, DType::F32, lora_metadata({.rank = 4, .alpha = 2.0}));
 }
 
 }  // namespace squareq
