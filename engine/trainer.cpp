@@ -101,10 +101,10 @@ Trainer::StepResult Trainer::step(std::int64_t step) {
   for (std::int64_t micro = 0; micro < c.accumulation; ++micro) {
     for (std::int64_t slot = 0; slot < c.batch_size; ++slot) {
       const std::int64_t global = (step - 1) * samples + micro * c.batch_size + slot;
+      // Not by micro-step: the split of a step into batches does not change what is drawn.
       RandomKey key{.seed = c.seed,
                     .purpose = Purpose::kNoise,
                     .step = static_cast<std::uint32_t>(step),
-                    .micro_step = static_cast<std::uint32_t>(micro),
                     .sample = static_cast<std::uint32_t>(global)};
       Random(key).fill_normal(noise);
       key.purpose = Purpose::kTimestep;
