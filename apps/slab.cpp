@@ -6,8 +6,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "apps/program.h"
 #include "io/checkpoint.h"
@@ -26,6 +29,11 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 double gigabytes(std::uint64_t bytes) { return static_cast<double>(bytes) * 1e-9; }
 
+std::string size_text(std::uint64_t bytes) {
+  const double gb = gigabytes(bytes);
+  return gb < 1.0 ? fmt::format("{:.2f} MB", gb * 1e3) : fmt::format("{:.2f} GB", gb);
+}
+
 // One line on the console that is rewritten, or a line every ten per cent in a log file; a summary at the end.
 class Progress {
  public:
@@ -33,12 +41,12 @@ class Progress {
     const double seconds = seconds_since(start_);
     const double rate = gigabytes(p.done - p.resumed) / std::max(seconds, 1e-3);
     const double left = rate > 0.0 ? gigabytes(p.total - p.done) / rate : 0.0;
-    if (p.resumed > 0 && !resumed_) fmt::print(stderr, "going on after {:.2f} GB\n", gigabytes(p.resumed));
+    if (p.resumed > 0 && !resumed_) fmt::print(stderr, "going on after {}\n", size_text(p.resumed));
     resumed_ = p.resumed > 0;
     last_ = p;
     const double percent = 100.0 * static_cast<double>(p.done) / static_cast<double>(p.total);
-    const std::string line = fmt::format("{:5.1f} %  {:.2f} of {:.2f} GB  {:.2f} GB/s  {:.0f} s left  {}", percent,
-                                         gigabytes(p.done), gigabytes(p.total), rate, left, p.block);
+    const std::string line = fmt::format("{:5.1f} %  {} of {}  {:.2f} GB/s  {:.0f} s left  {}", percent,
+                                         size_text(p.done), size_text(p.total), rate, left, p.block);
     if (terminal_) {
       fmt::print(stderr, "\r{}\033[K", line);
     } else if (percent >= next_percent_) {
@@ -50,8 +58,8 @@ class Progress {
   void finish(const std::string& path) const {
     const double seconds = seconds_since(start_);
     const std::uint64_t written = last_.done - last_.resumed;
-    fmt::print(stderr, "{}{}: {:.2f} GB in {:.1f} s, {:.2f} GB/s\n", terminal_ ? "\r\033[K" : "", path,
-               gigabytes(written), seconds, gigabytes(written) / std::max(seconds, 1e-3));
+    fmt::print(stderr, "{}{}: {} in {:.1f} s, {:.2f} GB/s\n", terminal_ ? "\r\033[K" : "", path, size_text(written),
+               seconds, gigabytes(written) / std::max(seconds, 1e-3));
   }
 
  private:
@@ -123,10 +131,10 @@ nlohmann::ordered_json to_json(const Slab& slab) {
 }
 
 void print_layers(const Slab& slab) {
-  fmt::print("\n{:<52} {:<6} {:>14} {:>12} {:>12} {:>12}\n", "layer", "codec", "[out, in]", "relative L2", "1 - cosine",
+  fmt::print("\n{:<60} {:<6} {:>14} {:>12} {:>12} {:>12}\n", "layer", "codec", "[out, in]", "relative L2", "1 - cosine",
              "max abs");
   for (const SlabLayer& l : slab.layers()) {
-    fmt::print("{:<52} {:<6} {:>14} {:>12.3e} {:>12.3e} {:>12.3e}\n", l.name, name_of(l.codec),
+    fmt::print("{:<60} {:<6} {:>14} {:>12.3e} {:>12.3e} {:>12.3e}\n", l.name, name_of(l.codec),
                fmt::format("[{}, {}]", l.out, l.in), l.relative_l2, 1.0 - l.cosine, l.max_abs);
   }
 }
@@ -137,8 +145,8 @@ int run_inspect(const std::string& path, bool layers, bool json) {
     fmt::print("{}\n", to_json(slab).dump(2));
     return 0;
   }
-  fmt::print("{}: slab version {}, {}, {:.3f} GB, data from byte {}\nshape {}\nsource {}\n\n", path, kSlabVersion,
-             kind_of(slab.shape()), gigabytes(slab.file_bytes()), slab.data_offset(),
+  fmt::print("{}: slab version {}, {}, {}, data from byte {}\nshape {}\nsource {}\n\n", path, kSlabVersion,
+             kind_of(slab.shape()), size_text(slab.file_bytes()), slab.data_offset(),
              shape_to_json(slab.shape()).dump(), slab.metadata().at("source_xxh3_128"));
   fmt::print("{:<32} {:>14} {:>14} {:>8} {:>8}  {}\n", "block", "offset", "bytes", "int8", "float",
              "worst relative L2");
@@ -162,8 +170,8 @@ int run_verify(const std::string& path) {
   const Slab slab(path);
   slab.verify_all();
   const double seconds = seconds_since(start);
-  fmt::print("{}: intact, {} blocks, {:.3f} GB in {:.1f} s, {:.2f} GB/s\n", path, slab.blocks().size(),
-             gigabytes(slab.file_bytes()), seconds, gigabytes(slab.file_bytes()) / std::max(seconds, 1e-3));
+  fmt::print("{}: intact, {} blocks, {} in {:.1f} s, {:.2f} GB/s\n", path, slab.blocks().size(),
+             size_text(slab.file_bytes()), seconds, gigabytes(slab.file_bytes()) / std::max(seconds, 1e-3));
   return 0;
 }
 

@@ -96,7 +96,7 @@ void check_tensors(const SafetensorsHeader& header, const SlabLayout& layout, co
   }
 }
 
-std::unordered_map<std::string, SlabLayer> read_layers(const Json& json) {
+std::unordered_map<std::string, SlabLayer> read_layers(const Json& json, const std::string& path) {
   std::unordered_map<std::string, SlabLayer> layers;
   for (const Json& entry : json) {
     SlabLayer layer{.name = entry.at("name").get<std::string>(),
@@ -105,7 +105,8 @@ std::unordered_map<std::string, SlabLayer> read_layers(const Json& json) {
                     .max_abs = entry.at("max_abs").get<double>()};
     const std::string codec = entry.at("codec").get<std::string>();
     const std::optional<Codec> known = codec_from_name(codec);
-    if (!known) throw FormatError({layer.name, "codec '" + codec + "'", "'int8' or 'float'"});
+    if (!known)
+      throw FormatError({path + ": layer '" + layer.name + "'", "codec '" + codec + "'", "'int8' or 'float'", kAdvice});
     layer.codec = *known;
     layers.emplace(layer.name, layer);
   }
@@ -155,7 +156,7 @@ SlabIndex read_checked(const SafetensorsHeader& header, const std::string& path)
   }
   std::unordered_map<std::string, const TensorInfo*> tensors;
   for (const TensorInfo& tensor : header.tensors) tensors.emplace(tensor.name, &tensor);
-  const std::unordered_map<std::string, SlabLayer> stored = read_layers(parse_field(header, "layers", path));
+  const std::unordered_map<std::string, SlabLayer> stored = read_layers(parse_field(header, "layers", path), path);
   const auto layer_of = [&](const std::string& name) -> const SlabLayer& {
     const auto found = stored.find(name);
     if (found == stored.end()) throw FormatError({path + ": metadata layers", "no layer '" + name + "'", "", kAdvice});

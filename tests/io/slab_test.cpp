@@ -440,6 +440,19 @@ TEST_CASE("slab: synthetic slabs depend on the seed alone and equal those of syn
   CHECK(contains(message_of<FileError>([&] { synthesize_checkpoint(shape, folder.file("model")); }), "empty"));
 }
 
+TEST_CASE("slab: a file of the first version opens, and random weights are still those numbers") {
+  const std::string path = std::string(TEST_DATA) + "/slab/t5_tiny.slab";
+  const Slab stored(path);
+  stored.verify_all();
+  const TempDir folder;
+  synthesize_slab(stored.shape(), folder.file("a.slab"), {.seed = 1});
+  const Slab made(folder.file("a.slab"));
+  REQUIRE(made.blocks().size() == stored.blocks().size());
+  for (std::size_t i = 0; i < made.blocks().size(); ++i) {
+    CHECK(made.blocks()[i].checksum == stored.blocks()[i].checksum);
+  }
+}
+
 TEST_CASE("slab: rows of any length and content are quantised by the definition") {
   const std::int64_t cols = GENERATE(1, 3, 4, 511, 512, 515, 1030);
   std::vector<float> w(static_cast<std::size_t>(5 * cols));
