@@ -147,6 +147,7 @@ std::uint8_t f32_to_e4m3(float value) {
 }
 
 void to_f32(const std::byte* from, DType dtype, float* to, std::int64_t count) {
+  if (count == 0) return;  // the pointers may be null then
   switch (dtype) {
     case DType::F64: return cast_each<double>(from, to, count);
     case DType::F32: std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float)); return;
@@ -168,6 +169,7 @@ void to_f32(const std::byte* from, DType dtype, float* to, std::int64_t count) {
 }
 
 void from_f32(const float* from, DType dtype, std::byte* to, std::int64_t count) {
+  if (count == 0) return;
   if (dtype == DType::F32) {
     std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
   } else if (dtype == DType::F16 || dtype == DType::BF16) {
