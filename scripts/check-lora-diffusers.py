@@ -5,7 +5,7 @@
     venv/bin/python scripts/check-lora-diffusers.py [FILE.safetensors]
 
 Without FILE, a test program of the release build (scripts/test) writes one with random adapters of rank 4 on all 304
-linears of the blocks. Needs about 3 GB of memory and no model: the transformer's own weights are never made.
+linears of the blocks. FILE must be of FLUX.1-dev's size. Needs about 3 GB of memory and no model: the transformer's own weights are never made.
 """
 import os
 import subprocess
@@ -61,18 +61,29 @@ def write_full_size(path):
 
 
 def load_into_transformer(path):
-    """The file in diffusers, by its own loader: {name of a linear: (A, B, scaling)}."""
-    state, _ = FluxPipeline.lora_state_dict(str(path), return_alphas=True)
+    """The file in diffusers, by its own conversion and loader: {name of a linear: (A, B, scaling)}.
+
+    Layers and scalings come from the loaded transformer. It has no memory, so the numbers are those handed to it.
+    """
+    state = FluxPipeline.lora_state_dict(str(path))
     with torch.device("meta"):
         transformer = FluxTransformer2DModel(guidance_embeds=True)  # its defaults are those of FLUX.1-dev
-    transformer.load_lora_adapter(state, prefix="transformer", adapter_name="squareq", low_cpu_mem_usage=True)
+    transformer.load_lora_adapter(dict(state), prefix="transformer", adapter_name="squareq", low_cpu_mem_usage=True)
     layers = {}
     for name, module in transformer.named_modules():
         if hasattr(module, "lora_A") and "squareq" in module.lora_A:
-            a, b = module.lora_A["squareq"].weight, module.lora_B["squareq"].weight
-            layers[name] = (a.detach().float(), b.detach().float(), module.scaling["squareq"])
-            assert (b.shape[0], a.shape[1]) == (module.out_features, module.in_features), name
+            a, b = (state.pop(f"transformer.{name}.lora_{way}.weight").float() for way in "AB")
+            assert a.shape == module.lora_A["squareq"].weight.shape and a.shape[1] == module.in_features, name
+            assert b.shape == module.lora_B["squareq"].weight.shape and b.shape[0] == module.out_features, name
+            layers[name] = (a, b, module.scaling["squareq"])
+    if state:
+        sys.exit(f"FAILED: loaded into no layer: {sorted(state)}")
     return layers
+
+
+def product_norm(left, right):
+    """The Frobenius norm of left @ right, which is never formed: left = QR, and Q keeps lengths."""
+    return (torch.linalg.qr(left.double(), mode="r").R @ right.double()).norm().item()
 
 
 def main():
@@ -96,8 +107,9 @@ def main():
             if name not in layers:
                 sys.exit(f"diffusers has loaded nothing for {name}, which {module} changes")
             a, b, scaling = layers.pop(name)
-            expected = up[row : row + b.shape[0]] @ down
-            error = ((b @ a * scaling - expected).norm() / expected.norm().clamp(min=1e-30)).item()
+            part = up[row : row + b.shape[0]]
+            difference = product_norm(torch.cat([b * scaling, -part], 1), torch.cat([a, down]))
+            error = difference / max(product_norm(part, down), 1e-30)
             if not error <= worst:
                 worst, worst_name = error, name
             row += b.shape[0]
