@@ -58,6 +58,7 @@ void add_hashes(const std::vector<TensorOut>& sorted, std::map<std::string, std:
   }
   const std::string header = safetensors_header(sorted, training);
   std::vector<Bytes> pieces;
+  pieces.reserve(sorted.size() + 1);
   for (const TensorOut& tensor : sorted) pieces.push_back(tensor.data);
   metadata["sshs_model_hash"] = hash_range(pieces, 0, SIZE_MAX);
   pieces.insert(pieces.begin(), std::as_bytes(std::span(header)));
