@@ -12,6 +12,7 @@ class CpuDevice : public Device {
   explicit CpuDevice(int threads) : ops_(make_cpu_ops(threads)) {}
 
   std::string name() const override { return "cpu"; }
+  bool reads_host_memory() const override { return true; }
   Ops& ops() override { return *ops_; }
 
   Buffer allocate(std::size_t bytes) override {

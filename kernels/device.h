@@ -18,6 +18,8 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual std::string name() const = 0;
+  // Can operations read host memory where it is? If not, weights have to be uploaded.
+  virtual bool reads_host_memory() const = 0;
   virtual Ops& ops() = 0;
   virtual Buffer allocate(std::size_t bytes) = 0;  // throws std::bad_alloc
   // Host array of to.count() elements of to.dtype into a contiguous view, and back.

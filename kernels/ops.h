@@ -2,8 +2,9 @@
 // kernels that implement it. A backend (kernels/cpu, later kernels/cuda) implements the whole class.
 //
 // Conventions
-// - Activations are [batch B, rows T (tokens), cols C]; any View may be a slice, so strides matter. Activation type:
-//   float32 on the CPU. "per sample" tensors are [B, 1, C], vectors [1, 1, C].
+// - Activations are [batch B, rows T (tokens), cols C]; any View may be a slice, so strides matter. Their type is the
+//   backend's activation_type(), or float32. "per sample" tensors [B, 1, C], vectors [1, 1, C], adapters, statistics,
+//   rotary tables and losses are float32 everywhere (vectors of weights: any floating type).
 // - A gradient has the name of its value with a leading d. Optional views are empty when not wanted; what nobody
 //   reads is not computed. Gradients of adapters always accumulate; others say Accumulate.
 // - Outputs may not overlap inputs unless said.
@@ -12,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 
@@ -154,6 +156,14 @@ struct AdamW {
 class Ops {
  public:
   virtual ~Ops() = default;
+
+  virtual DType activation_type() const = 0;
+
+  // Bytes of scratch memory that the operations in `calls` need at most. They are rehearsed: nothing is computed, and
+  // views need shapes but no memory behind them. 0 where a backend keeps scratch of its own (the CPU).
+  virtual std::size_t scratch_need(const std::function<void()>& calls) = 0;
+  // The scratch memory of the operations that follow.
+  virtual void use_scratch(View scratch) = 0;
 
   virtual void linear(const LinearForward&) = 0;
   virtual void linear_backward(const LinearBackward&) = 0;

@@ -55,6 +55,10 @@ class CpuOps final : public Ops {
  public:
   explicit CpuOps(int threads);
 
+  DType activation_type() const override { return DType::F32; }
+  std::size_t scratch_need(const std::function<void()>&) override { return 0; }
+  void use_scratch(View) override {}
+
   void linear(const LinearForward& p) override;
   void linear_backward(const LinearBackward& p) override;
   void modulated_norm(const ModulatedNorm& p) override;

@@ -1,0 +1,97 @@
+#include <cstring>
+#include <new>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/device.h"
+
+namespace squareq {
+namespace cuda {
+namespace {
+
+class Stream {
+ public:
+  Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"); }
+  ~Stream() { cudaStreamDestroy(stream_); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+class CudaDevice : public Device {
+ public:
+  CudaDevice() : ops_(stream_.get()) {
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+    name_ = properties.name;
+  }
+
+  std::string name() const override { return name_; }
+  bool reads_host_memory() const override { return false; }
+  Ops& ops() override { return ops_; }
+
+  Buffer allocate(std::size_t bytes) override {
+    void* memory = nullptr;
+    const cudaError_t status = cudaMalloc(&memory, std::max<std::size_t>(bytes, 1));
+    if (status == cudaErrorMemoryAllocation) {
+      static_cast<void>(cudaGetLastError());
+      throw std::bad_alloc();
+    }
+    check(status, "cudaMalloc");
+    return {static_cast<std::byte*>(memory), [](std::byte* p) { cudaFree(p); }};
+  }
+
+  void upload(const void* from, View to) override {
+    if (!to.contiguous()) throw std::logic_error("Device::upload needs a contiguous view");
+    transfer(to.data, from, to.bytes(), cudaMemcpyHostToDevice);
+  }
+  void download(ConstView from, void* to) override {
+    if (!from.contiguous()) throw std::logic_error("Device::download needs a contiguous view");
+    transfer(to, from.data, from.bytes(), cudaMemcpyDeviceToHost);
+  }
+
+ private:
+  // The host side may be gone when the caller goes on, so it is waited for.
+  void transfer(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+    check(cudaMemcpyAsync(to, from, bytes, kind, stream_.get()), "cudaMemcpyAsync");
+    check(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize");
+  }
+
+  Stream stream_;
+  CudaOps ops_;
+  std::string name_;
+};
+
+}  // namespace
+
+std::size_t CudaOps::scratch_need(const std::function<void()>& calls) {
+  rehearsing_ = true;
+  peak_ = 0;
+  try {
+    calls();
+  } catch (...) {
+    rehearsing_ = false;
+    throw;
+  }
+  rehearsing_ = false;
+  return peak_;
+}
+
+}  // namespace cuda
+
+std::unique_ptr<Device> make_cuda_device() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0) {
+    throw ConfigError({.where = "device",
+                       .found = std::string("no usable CUDA device (") + cudaGetErrorString(status) + ")",
+                       .expected = "an NVIDIA GPU of compute capability 8.0 or newer with its driver",
+                       .advice = "install the driver, or choose the device cpu"});
+  }
+  return std::make_unique<cuda::CudaDevice>();
+}
+
+}  // namespace squareq

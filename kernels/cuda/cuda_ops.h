@@ -1,0 +1,78 @@
+// The CUDA backend of the arithmetic: bfloat16 activations, float32 sums and statistics. Each group of operations stands in a
+// file named as its CPU twin's. All work goes to one stream, in order.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "kernels/base/carver.h"
+#include "kernels/cuda/gemm.h"
+#include "kernels/ops.h"
+
+namespace squareq::cuda {
+
+class CudaOps : public Ops {
+ public:
+  explicit CudaOps(cudaStream_t stream) : stream_(stream), gemm_(stream) {}
+
+  DType activation_type() const override { return DType::BF16; }
+  std::size_t scratch_need(const std::function<void()>& calls) override;
+  void use_scratch(View scratch) override { scratch_ = scratch; }
+
+  void linear(const LinearForward&) override;
+  void linear_backward(const LinearBackward&) override;
+  void modulated_norm(const ModulatedNorm&) override;
+  void modulated_norm_backward(const ModulatedNormBackward&) override;
+  void layer_norm(ConstView x, ConstView gain, ConstView bias, float epsilon, View y) override;
+  void rms_norm(ConstView x, ConstView gain, float epsilon, View y) override;
+  void group_norm(const GroupNorm&) override;
+  void norm_rope(const NormRope&) override;
+  void norm_rope_backward(const NormRopeBackward&) override;
+  void attention(const Attention&) override;
+  void attention_backward(const AttentionBackward&) override;
+  void convolution(const Convolution&) override;
+  void activation(Activation f, ConstView x, ConstView times, View y) override;
+  void activation_backward(Activation f, ConstView dy, ConstView x, View dx, Accumulate accumulate) override;
+  void gate_backward(ConstView dsum, ConstView gate, ConstView y, View dy, View dgate) override;
+  void gather(ConstView table, std::span<const std::int32_t> ids, View y) override;
+  void sinusoid(std::span<const float> values, View y) override;
+  void transpose(ConstView x, View y) override;
+  void copy(ConstView x, View y, Accumulate accumulate) override;
+  void fill(View y, float value) override;
+  void squared_error(ConstView prediction, ConstView target, std::span<const float> gradient_weight,
+                     std::span<float> loss, View dprediction) override;
+  double sum_of_squares(ConstView x) override;
+  void adamw(const AdamW&) override;
+
+ private:
+  // Scratch of one operation, from the start of the region: operations follow each other on the stream, so they can
+  // share it. Take all buffers, then return if rehearsing():
+  //   Scratch scratch(*this);
+  //   const View partial = scratch.take(DType::F32, 1, n, c);
+  //   if (scratch.rehearsing()) return;
+  class Scratch {
+   public:
+    explicit Scratch(CudaOps& ops)
+        : ops_(ops),
+          carver_(ops.rehearsing_ ? Carver() : Carver(ops.scratch_.data, ops.scratch_.bytes())) {}
+
+    View take(DType dtype, std::int64_t batch, std::int64_t rows, std::int64_t cols) {
+      return carver_.take(dtype, batch, rows, cols);
+    }
+    bool rehearsing() {
+      if (ops_.rehearsing_) ops_.peak_ = std::max(ops_.peak_, carver_.used());
+      return ops_.rehearsing_;
+    }
+
+   private:
+    CudaOps& ops_;
+    Carver carver_;
+  };
+
+  cudaStream_t stream_;
+  GemmPlans gemm_;
+  View scratch_;
+  bool rehearsing_ = false;
+  std::size_t peak_ = 0;
+};
+
+}  // namespace squareq::cuda
