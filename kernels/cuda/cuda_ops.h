@@ -1,8 +1,12 @@
-// The CUDA backend of the arithmetic: bfloat16 activations, float32 sums and statistics. Each group of operations stands in a
-// file named as its CPU twin's. All work goes to one stream, in order.
+// The CUDA backend of the arithmetic: bfloat16 activations, float32 sums and statistics. Each group of operations
+// stands in a file named as its CPU twin's. All work goes to one stream, in order.
 #pragma once
 
 #include <cuda_runtime.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "kernels/base/carver.h"
 #include "kernels/cuda/gemm.h"
@@ -52,8 +56,7 @@ class CudaOps : public Ops {
   class Scratch {
    public:
     explicit Scratch(CudaOps& ops)
-        : ops_(ops),
-          carver_(ops.rehearsing_ ? Carver() : Carver(ops.scratch_.data, ops.scratch_.bytes())) {}
+        : ops_(ops), carver_(ops.rehearsing_ ? Carver() : Carver(ops.scratch_.data, ops.scratch_.bytes())) {}
 
     View take(DType dtype, std::int64_t batch, std::int64_t rows, std::int64_t cols) {
       return carver_.take(dtype, batch, rows, cols);
@@ -67,6 +70,15 @@ class CudaOps : public Ops {
     CudaOps& ops_;
     Carver carver_;
   };
+
+  // Parts of linear.
+  ConstView as_bf16(Scratch& scratch, ConstView x, std::vector<std::pair<ConstView, View>>& conversions);
+  void expand_weight(const Weight& weight, View out);
+  void product(ConstView x, GemmMatrix w, Transpose transpose, float alpha, float beta, View y, View workspace,
+               const void* bias = nullptr);
+  void add_outer(ConstView left, ConstView right, float alpha, View out, View workspace);
+  void few_rows_linear(const LinearForward& p);
+  void few_rows_linear_backward(const LinearBackward& p, bool trained);
 
   cudaStream_t stream_;
   GemmPlans gemm_;

@@ -4,10 +4,10 @@
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <tuple>
 
 #include "kernels/base/view.h"
 
@@ -16,14 +16,14 @@ namespace squareq::cuda {
 enum class Transpose : std::uint8_t { kNo, kYes };
 
 struct GemmMatrix {
-  std::byte* data = nullptr;
+  const std::byte* data = nullptr;  // of c: written
   DType dtype = DType::BF16;
   std::int64_t stride = 0;        // between rows, in elements
   std::int64_t batch_stride = 0;  // between samples, in elements; 0: the same for all
 };
 
-// Row-major, for each sample: c [m, n] = alpha * op(a) [m, k] * op(b) [k, n] + beta * c + bias [n]. a and b are BF16, c is
-// BF16 or F32; sums are float32.
+// Row-major, for each sample: c [m, n] = alpha * op(a) [m, k] * op(b) [k, n] + beta * c + bias [n]. a and b are BF16, c
+// is BF16 or F32; sums are float32.
 struct Gemm {
   Transpose transpose_a = Transpose::kNo;
   Transpose transpose_b = Transpose::kNo;
@@ -49,12 +49,13 @@ class GemmPlans {
 
  private:
   struct Plan;
+  using Key = std::array<std::int64_t, 20>;  // all that a plan depends on
 
   const Plan& plan(const Gemm& gemm);
 
   cudaStream_t stream_;
   cublasLtHandle_t handle_ = nullptr;
-  std::map<std::array<std::int64_t, 22>, std::unique_ptr<Plan>> plans_;
+  std::map<Key, std::unique_ptr<Plan>> plans_;
 };
 
 }  // namespace squareq::cuda

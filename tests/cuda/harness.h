@@ -53,8 +53,8 @@ class Twin {
     cuda = slice(all_);
   }
 
-  // Relative L2 distance of the GPU's values from the CPU's; infinity where a value beside the view changed or one inside
-  // is not finite.
+  // Relative L2 distance of the GPU's values from the CPU's; infinity where a value beside the view changed or one
+  // inside is not finite.
   double error() {
     std::vector<std::byte> now(bytes_.size());
     gpu()->download(all_, now.data());
