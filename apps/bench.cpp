@@ -48,7 +48,11 @@ int main(int argc, char** argv) {
   app.add_flag("--json", json, "print JSON");
   int threads = 0;
   app.add_option("--threads", threads, "0: one per hardware thread")->check(CLI::Range(0, 1024));
-  app.fallthrough();  // both may also stand after the command
+  std::string device = "auto";
+  app.add_option("--device", device, "auto, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  app.fallthrough();  // these may also stand after the command
 
   ParityOptions parity;
   auto* parity_command = app.add_subcommand("parity", "compare a network with a file of recorded tensors");
@@ -91,6 +95,9 @@ int main(int argc, char** argv) {
     command->add_option("--rows", speed.rows, "of image tokens")->check(CLI::Range(1, 1024))->capture_default_str();
     command->add_option("--cols", speed.cols, "of image tokens")->check(CLI::Range(1, 1024))->capture_default_str();
     command->add_option("--rank", speed.rank)->check(CLI::Range(1, 1024))->capture_default_str();
+    command->add_option("--targets", speed.targets, "linears with an adapter")
+        ->check(CLI::IsMember({"attention", "attention+mlp", "all-linear"}))
+        ->capture_default_str();
     command->add_flag("--checkpointing", speed.checkpointing, "recompute activations in the backward pass");
   }
   for (auto* command : {gemm_command, block_command, step_command}) {
@@ -101,6 +108,7 @@ int main(int argc, char** argv) {
 
   return squareq::run_program(app, argc, argv, [&] {
     parity.threads = replay.threads = speed.threads = threads;
+    parity.device = replay.device = speed.device = device;
     speed.json = json;
     if (*parity_command) return report(run_parity(parity), json);
     if (*replay_command) return report(run_replay(replay), json);

@@ -43,9 +43,7 @@ int sample(const Options& o) {
   check_size("--width", o.width);
   check_size("--height", o.height);
   const ModelParts parts = find_model_parts(o.model);
-  TrainConfig::Device kind = TrainConfig::Device::kAuto;
-  if (o.device == "cuda") kind = TrainConfig::Device::kCuda;
-  const std::unique_ptr<Device> device = open_device(kind, o.threads);
+  const std::unique_ptr<Device> device = open_device(o.device, o.threads);
   require_part(parts.vae, "--model", "autoencoder");
   require_part(parts.clip, "--model", "CLIP text model");
   require_part(parts.t5, "--model", "T5 encoder");

@@ -10,8 +10,12 @@
 namespace squareq {
 namespace {
 
-t5::State t5_state(const Slab& slab, std::int64_t text_tokens) {
-  return {.shape = slab.t5_shape(), .batch = 1, .length = text_tokens};
+t5::State t5_state(const Slab& slab, Device& device, std::int64_t text_tokens) {
+  return {.shape = slab.t5_shape(),
+          .batch = 1,
+          .length = text_tokens,
+          .activations = device.ops().activation_type(),
+          .ids = std::vector<std::int32_t>(static_cast<std::size_t>(text_tokens))};
 }
 
 }  // namespace
@@ -22,23 +26,24 @@ TextEncoder::TextEncoder(Device& device, const std::string& tokenizers, const st
       clip_tokenizer_(read_clip_vocabulary(tokenizers + "/tokenizer")),
       t5_tokenizer_(read_t5_vocabulary(tokenizers + "/tokenizer_2")),
       slab_(t5_slab),
-      store_(slab_),
-      t5_(t5_state(slab_, text_tokens)),
-      t5_runner_(device.ops(), store_, t5::stages(t5_), Keep::kNothing) {
+      store_(slab_, device),
+      t5_(t5_state(slab_, device, text_tokens)),
+      t5_runner_(device, store_, t5::stages(t5_), Keep::kNothing) {
   const Checkpoint checkpoint = Checkpoint::open(clip, Model::kClip);
   clip_shape_ = clip_shape(checkpoint);
-  clip_memory_ = std::make_unique<LoadedWeights>(checkpoint);
+  clip_memory_ = std::make_unique<LoadedWeights>(checkpoint, device);
   clip::weights(*clip_memory_, clip_shape_, clip_weights_);
-  Carver measure;
-  layout(measure);
-  arena_ = device_.allocate(measure.used());
-  Carver carver(arena_.get(), measure.used());
-  layout(carver);
+  arena_ = Arena(
+      device_, [&](Carver& carver) { layout(carver); },
+      [&](Ops&) {
+        encode_clip(clip_ids(""));
+        t5_runner_.rehearse();
+      });
 }
 
 void TextEncoder::layout(Carver& carver) {
   const std::int64_t length = clip_tokenizer_.max_length();
-  clip::layout(carver, clip_shape_, 1, length, clip_scratch_);
+  clip::layout(carver, clip_shape_, device_.ops().activation_type(), 1, length, clip_scratch_);
   clip_hidden_ = carver.take(DType::F32, 1, length, clip_shape_.width);
   clip_pooled_ = carver.take(DType::F32, 1, 1, clip_shape_.width);
   t5::layout(carver, t5_);
@@ -54,11 +59,16 @@ std::vector<std::int32_t> TextEncoder::clip_ids(const std::string& prompt) const
   return clip_tokenizer_.encode_padded(prompt);
 }
 
+void TextEncoder::encode_clip(const std::vector<std::int32_t>& ids) {
+  clip::forward(device_.ops(), clip_shape_, clip_weights_, ids, clip_scratch_, clip_hidden_, clip_pooled_);
+}
+
 TextStates TextEncoder::encode(const std::string& prompt) {
   TextStates states;
   states.text.resize(static_cast<std::size_t>(t5_.length * t5_.shape.width));
   states.pooled.resize(static_cast<std::size_t>(clip_shape_.width));
-  clip::forward(device_.ops(), clip_shape_, clip_weights_, clip_ids(prompt), clip_scratch_, clip_hidden_, clip_pooled_);
+  arena_.use();
+  encode_clip(clip_ids(prompt));
   device_.download(clip_pooled_, states.pooled.data());
   t5_.ids = t5_ids(prompt);
   t5_runner_.forward();
@@ -69,7 +79,7 @@ TextStates TextEncoder::encode(const std::string& prompt) {
 Autoencoder::Autoencoder(Device& device, const std::string& path) : device_(device) {
   const Checkpoint checkpoint = Checkpoint::open(path, Model::kVae);
   shape_ = vae_shape(checkpoint);
-  memory_ = std::make_unique<LoadedWeights>(checkpoint);
+  memory_ = std::make_unique<LoadedWeights>(checkpoint, device);
   encoder_ = vae::make_encoder(shape_);
   decoder_ = vae::make_decoder(shape_);
   vae::weights(*memory_, encoder_);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/arena.h"
 #include "engine/loaded_weights.h"
 #include "engine/runner.h"
 #include "io/image.h"
@@ -39,6 +40,7 @@ class TextEncoder {
 
  private:
   void layout(Carver& carver);
+  void encode_clip(const std::vector<std::int32_t>& ids);
 
   Device& device_;
   ClipTokenizer clip_tokenizer_;
@@ -52,7 +54,7 @@ class TextEncoder {
   SlabStore store_;
   t5::State t5_;
   Runner t5_runner_;
-  Buffer arena_;
+  Arena arena_;
 };
 
 class Autoencoder {

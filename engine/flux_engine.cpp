@@ -3,21 +3,19 @@
 namespace squareq {
 
 FluxEngine::FluxEngine(Device& device, const Slab& slab, FluxRun run)
-    : device_(device), store_(slab), lora_(std::move(run.lora)), keep_(run.keep) {
+    : device_(device), store_(slab, device), lora_(std::move(run.lora)), keep_(run.keep) {
   state_.shape = slab.flux_shape();
   state_.sequence = std::move(run.sequence);
   state_.batch = run.batch;
   state_.wanted = run.wanted;
   state_.sigma.assign(static_cast<std::size_t>(run.batch), 0.0F);
   state_.guidance.assign(static_cast<std::size_t>(run.batch), 1.0F);
+  state_.activations = device.ops().activation_type();
   flux::prepare(state_, lora_);
-
-  Carver measure;
-  layout(measure);
-  arena_ = device_.allocate(measure.used());
-  plan_.clear();
-  Carver carver(arena_.get(), measure.used());
-  layout(carver);
+  arena_ = Arena(
+      device_, [&](Carver& carver) { layout(carver); }, [&](Ops& ops) { rehearse(ops); });
+  arena_.use();
+  plan_.emplace_back("scratch of the operations", arena_.scratch_bytes());
 
   std::vector<float> cosine;
   std::vector<float> sine;
@@ -31,6 +29,7 @@ FluxEngine::FluxEngine(Device& device, const Slab& slab, FluxRun run)
 }
 
 void FluxEngine::layout(Carver& carver) {
+  plan_.clear();
   std::size_t before = 0;
   const auto section = [&](const char* purpose) {
     plan_.emplace_back(purpose, carver.used() - before);
@@ -41,9 +40,16 @@ void FluxEngine::layout(Carver& carver) {
   flux::layout(carver, state_);
   section("residual stream, inputs and scratch");
   // Stages hold views of the adapters, so they are made after those have memory.
-  runner_ = std::make_unique<Runner>(device_.ops(), store_, flux::stages(state_, lora_), keep_);
+  runner_ = std::make_unique<Runner>(device_, store_, flux::stages(state_, lora_), keep_);
   runner_->layout(carver);
-  section("activations of the stages");
+  section("weights on the device, activations of the stages");
+}
+
+void FluxEngine::rehearse(Ops& ops) {
+  runner_->rehearse();
+  std::vector<float> values(static_cast<std::size_t>(state_.batch));
+  ops.squared_error(state_.prediction, state_.prediction, values, values, state_.dprediction);
+  if (lora_.trained_count() > 0) ops.sum_of_squares(lora_.gradients());
 }
 
 void FluxEngine::set_sample(std::int64_t index, const Sample& sample) {
@@ -64,6 +70,12 @@ std::vector<float> FluxEngine::prediction() {
   std::vector<float> values(static_cast<std::size_t>(state_.prediction.count()));
   device_.download(state_.prediction, values.data());
   return values;
+}
+
+void FluxEngine::initialise_lora(LoraInit init, std::uint64_t seed) {
+  lora_.initialise(init, seed, [&](const std::vector<float>& from, const View& to) {
+    if (!from.empty()) device_.upload(from.data(), to);
+  });
 }
 
 void FluxEngine::zero_gradients() {

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "engine/arena.h"
 #include "engine/runner.h"
 #include "io/slab.h"
 #include "kernels/device.h"
@@ -41,18 +42,23 @@ class FluxEngine {
   void set_sample(std::int64_t index, const Sample& sample);
 
   // Fills state().prediction.
-  void forward(const Runner::Observer& observer = {}) { runner_->forward(observer); }
+  void forward(const Runner::Observer& observer = {}) {
+    arena_.use();
+    runner_->forward(observer);
+  }
   // From state().dprediction; adapter gradients accumulate.
   void backward(const Runner::Observer& observer = {}) { runner_->backward(observer); }
 
   std::vector<float> prediction();
   void zero_gradients();
+  void initialise_lora(LoraInit init, std::uint64_t seed);
 
   // Bytes of the one allocation by purpose.
   const std::vector<std::pair<std::string, std::size_t>>& memory_plan() const { return plan_; }
 
  private:
   void layout(Carver& carver);
+  void rehearse(Ops& ops);
 
   Device& device_;
   SlabStore store_;
@@ -60,7 +66,7 @@ class FluxEngine {
   LoraSet lora_;
   Keep keep_;
   std::unique_ptr<Runner> runner_;
-  Buffer arena_;
+  Arena arena_;
   std::vector<std::pair<std::string, std::size_t>> plan_;
 };
 

@@ -31,8 +31,11 @@ ConstView LoadedWeights::load(const std::string& name, std::int64_t rows, std::i
                        .expected = rows == 1 ? "shape " + shape_text({cols})
                                              : std::to_string(rows) + " rows of " + std::to_string(cols) + " values"});
   }
-  const std::vector<float>& values = memory_.emplace_back(checkpoint_.read_f32(name));
-  return {reinterpret_cast<const std::byte*>(values.data()), DType::F32, 1, rows, cols};
+  const std::vector<float> values = checkpoint_.read_f32(name);
+  const Buffer& memory = memory_.emplace_back(device_.allocate(values.size() * sizeof(float)));
+  const View view(memory.get(), DType::F32, 1, rows, cols);
+  device_.upload(values.data(), view);
+  return view;
 }
 
 }  // namespace squareq

@@ -1,10 +1,11 @@
-// Weights of a network read from a checkpoint into float memory.
+// Weights of a network read from a checkpoint, as float32 in memory that the device reads.
 #pragma once
 
 #include <string>
 #include <vector>
 
 #include "io/checkpoint.h"
+#include "kernels/device.h"
 #include "model/stage.h"
 
 namespace squareq {
@@ -13,7 +14,7 @@ namespace squareq {
 // tensor, if a tensor is missing, has another shape, or holds a value that is not finite.
 class LoadedWeights : public WeightVisitor {
  public:
-  explicit LoadedWeights(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
+  LoadedWeights(const Checkpoint& checkpoint, Device& device) : checkpoint_(checkpoint), device_(device) {}
 
   void linear(const std::string& name, Weight& slot, std::int64_t out, std::int64_t in, bool bias) override;
   // Trailing axes of the stored tensor count as columns: a convolution [out, in, k, k] is [out, in * k * k].
@@ -23,7 +24,8 @@ class LoadedWeights : public WeightVisitor {
   ConstView load(const std::string& name, std::int64_t rows, std::int64_t cols);
 
   const Checkpoint& checkpoint_;
-  std::vector<std::vector<float>> memory_;
+  Device& device_;
+  std::vector<Buffer> memory_;
 };
 
 }  // namespace squareq

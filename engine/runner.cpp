@@ -6,24 +6,25 @@
 namespace squareq {
 namespace {
 
-class Stopwatch {
- public:
-  double seconds() const { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
+using Clock = std::chrono::steady_clock;
 
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
+// Of work that is done: the device may lag behind.
+double seconds_until_done(Device& device, Clock::time_point start) {
+  device.synchronize();
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 }  // namespace
 
-Runner::Runner(Ops& ops, SlabStore& store, std::vector<Stage> stages, Keep keep)
-    : ops_(ops), store_(store), stages_(std::move(stages)), keep_(keep) {}
+Runner::Runner(Device& device, SlabStore& store, std::vector<Stage> stages, Keep keep)
+    : device_(device), store_(store), stages_(std::move(stages)), keep_(keep) {}
 
 bool Runner::shares(const Stage& stage) const {
   return keep_ == Keep::kNothing || (keep_ == Keep::kCheckpoint && stage.recomputable);
 }
 
 void Runner::layout(Carver& carver) {
+  store_.layout(carver, stages_);
   std::size_t largest = 0;
   for (const Stage& stage : stages_) {
     if (shares(stage)) {
@@ -43,23 +44,31 @@ void Runner::layout(Carver& carver) {
   }
 }
 
+void Runner::rehearse() {
+  for (const Stage& stage : stages_) {
+    store_.bind_shapes(stage);
+    stage.forward(device_.ops(), Pass::kForward);
+    if (keep_ != Keep::kNothing && stage.has_backward) stage.backward(device_.ops());
+  }
+}
+
 void Runner::forward(const Observer& observer) {
   for (const Stage& stage : stages_) {
-    const Stopwatch watch;
+    const auto start = Clock::now();
     store_.acquire(stage);
-    stage.forward(ops_, Pass::kForward);
-    if (observer) observer(stage, watch.seconds());
+    stage.forward(device_.ops(), Pass::kForward);
+    if (observer) observer(stage, seconds_until_done(device_, start));
   }
 }
 
 void Runner::backward(const Observer& observer) {
   for (auto stage = stages_.rbegin(); stage != stages_.rend(); ++stage) {
     if (!stage->has_backward) continue;
-    const Stopwatch watch;
+    const auto start = Clock::now();
     store_.acquire(*stage);
-    if (shares(*stage)) stage->forward(ops_, Pass::kRecompute);
-    stage->backward(ops_);
-    if (observer) observer(*stage, watch.seconds());
+    if (shares(*stage)) stage->forward(device_.ops(), Pass::kRecompute);
+    stage->backward(device_.ops());
+    if (observer) observer(*stage, seconds_until_done(device_, start));
   }
 }
 

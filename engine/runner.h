@@ -18,10 +18,12 @@ enum class Keep {
 
 class Runner {
  public:
-  Runner(Ops& ops, SlabStore& store, std::vector<Stage> stages, Keep keep);
+  Runner(Device& device, SlabStore& store, std::vector<Stage> stages, Keep keep);
 
-  // Carves what the stages save; before the first pass, twice (see Carver).
+  // Carves what the stages save, and their weights where the store keeps them on the device (see Carver).
   void layout(Carver& carver);
+  // Calls every operation of forward and backward, for a rehearsal (see Arena).
+  void rehearse();
 
   // Called after every stage with the seconds that it took (in backward including a recomputation).
   using Observer = std::function<void(const Stage& stage, double seconds)>;
@@ -34,7 +36,7 @@ class Runner {
  private:
   bool shares(const Stage& stage) const;
 
-  Ops& ops_;
+  Device& device_;
   SlabStore& store_;
   std::vector<Stage> stages_;
   Keep keep_;

@@ -85,8 +85,8 @@ Trainer::Trainer(Device& device, const Slab& slab, const TrainConfig& config, Tr
       timesteps_(timestep_settings(config.training, shift)),
       engine_(device, slab, training_run(config, data_, slab.flux_shape())),
       batch_(engine_) {
-  engine_.lora().initialise(config.lora.init == LoraConfig::Init::kGaussian ? LoraInit::kGaussian : LoraInit::kKaiming,
-                            config.training.seed);
+  engine_.initialise_lora(config.lora.init == LoraConfig::Init::kGaussian ? LoraInit::kGaussian : LoraInit::kKaiming,
+                          config.training.seed);
   for (const auto& [purpose, bytes] : engine_.memory_plan()) {
     spdlog::info("memory: {:8.1f} MiB  {}", static_cast<double>(bytes) / 0x1p20, purpose);
   }

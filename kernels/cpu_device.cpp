@@ -33,6 +33,8 @@ class CpuDevice : public Device {
     std::memcpy(to, from.data, from.bytes());
   }
 
+  void synchronize() override {}
+
  private:
   std::unique_ptr<Ops> ops_;
 };

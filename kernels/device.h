@@ -25,11 +25,16 @@ class Device {
   // Host array of to.count() elements of to.dtype into a contiguous view, and back.
   virtual void upload(const void* from, View to) = 0;
   virtual void download(ConstView from, void* to) = 0;
+  // Waits until all operations so far are done.
+  virtual void synchronize() = 0;
 };
 
 std::unique_ptr<Device> make_cpu_device(int threads);
 
 // Throws ConfigError saying what is missing where there is no usable CUDA device or no CUDA in this build.
 std::unique_ptr<Device> make_cuda_device();
+
+// Does this build have CUDA, and this machine a device and a driver for it?
+bool cuda_device_present();
 
 }  // namespace squareq

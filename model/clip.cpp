@@ -75,8 +75,9 @@ void weights(WeightVisitor& visitor, const ClipShape& shape, Weights& w) {
   visit(visitor, shape, "text_model.final_layer_norm", w.final_norm);
 }
 
-void layout(Carver& carver, const ClipShape& shape, std::int64_t batch, std::int64_t length, Scratch& s) {
-  const auto take = [&](std::int64_t cols) { return carver.take(DType::F32, batch, length, cols); };
+void layout(Carver& carver, const ClipShape& shape, DType activations, std::int64_t batch, std::int64_t length,
+            Scratch& s) {
+  const auto take = [&](std::int64_t cols) { return carver.take(activations, batch, length, cols); };
   s.x = take(shape.width);
   s.n = take(shape.width);
   s.y = take(shape.width);

@@ -37,7 +37,8 @@ struct Scratch {
   View hidden;      // [B, T, mlp_hidden]
 };
 
-void layout(Carver& carver, const ClipShape& shape, std::int64_t batch, std::int64_t length, Scratch& scratch);
+void layout(Carver& carver, const ClipShape& shape, DType activations, std::int64_t batch, std::int64_t length,
+            Scratch& scratch);
 
 // ids [B * T], T <= shape.positions, padding included (it is not masked). last_hidden [B, T, width] is the state
 // after the final norm, pooled [B, 1, width] its row at the end token (see end_position).

@@ -21,10 +21,11 @@ struct Linear {
 
   void visit(WeightVisitor& visitor) { visitor.linear(name, weight, out, in, bias); }
 
-  void layout(Carver& carver, std::int64_t batch, std::int64_t rows) {
+  // `dtype`: of the input.
+  void layout(Carver& carver, DType dtype, std::int64_t batch, std::int64_t rows) {
     std::int64_t ranks = 0;
     for (const LoraBranch& branch : lora) ranks += branch.rank();
-    if (ranks > 0) u = carver.take(DType::F32, batch, rows, ranks);
+    if (ranks > 0) u = carver.take(dtype, batch, rows, ranks);
   }
 
   bool trained() const {

@@ -69,18 +69,20 @@ std::vector<LoraBranch> LoraSet::branches(const std::string& linear) const {
   return list;
 }
 
-void LoraSet::initialise(LoraInit init, std::uint64_t seed) {
+void LoraSet::initialise(LoraInit init, std::uint64_t seed,
+                         const std::function<void(const std::vector<float>&, const View&)>& upload) {
   for (std::size_t i = 0; i < targets_.size() && targets_[i].trained; ++i) {
     const LoraTarget& target = targets_[i];
     Random random({.seed = seed, .purpose = Purpose::kLoraInit, .module = static_cast<std::uint32_t>(i)});
-    const std::span<float> values(a(i).f32(), static_cast<std::size_t>(target.rank * target.in));
+    std::vector<float> values(static_cast<std::size_t>(target.rank * target.in));
     if (init == LoraInit::kKaiming) {
       const float bound = 1.0F / std::sqrt(static_cast<float>(target.in));
       random.fill_uniform(values, -bound, bound);
     } else {
       random.fill_normal(values, 1.0F / static_cast<float>(target.rank));
     }
-    std::fill_n(b(i).f32(), target.rows * target.rank, 0.0F);
+    upload(values, a(i));
+    upload(std::vector<float>(static_cast<std::size_t>(target.rows * target.rank)), b(i));
   }
 }
 

@@ -2,6 +2,7 @@
 // gradients and the two moments of AdamW. Effective weight: W + scale * B A on the rows covered.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -51,8 +52,9 @@ class LoraSet {
   std::vector<LoraBranch> branches(const std::string& linear) const;
 
   // B = 0; A uniform in +-1/sqrt(in) (kaiming, as kohya) or normal with deviation 1/rank (gaussian, as diffusers).
-  // Trained adapters only; the k-th target draws from its own stream.
-  void initialise(LoraInit init, std::uint64_t seed);
+  // Trained adapters only; the k-th target draws from its own stream. `upload` brings a host array into a view.
+  void initialise(LoraInit init, std::uint64_t seed,
+                  const std::function<void(const std::vector<float>&, const View&)>& upload);
 
  private:
   std::vector<LoraTarget> targets_;

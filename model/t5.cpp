@@ -134,9 +134,9 @@ Stage make_stage(State& state, std::string id, Part part) {
 void layout(Carver& carver, State& s) {
   const std::int64_t heads = s.shape.heads;
   const std::int64_t inner = heads * s.shape.head_dim;
-  const auto take = [&](std::int64_t cols) { return carver.take(DType::F32, s.batch, s.length, cols); };
+  const auto take = [&](std::int64_t cols) { return carver.take(s.activations, s.batch, s.length, cols); };
   s.x = take(s.shape.width);
-  s.output = take(s.shape.width);
+  s.output = carver.take(DType::F32, s.batch, s.length, s.shape.width);
   s.bias = carver.take(DType::F32, heads, s.length, s.length);
   s.relative_rows = carver.take(DType::F32, 1, 2 * s.length - 1, heads);
   s.relative = carver.take(DType::F32, 1, heads, 2 * s.length - 1);

@@ -15,10 +15,11 @@ struct State {
   T5Shape shape;
   std::int64_t batch = 0;
   std::int64_t length = 0;
+  DType activations = DType::F32;
 
   std::vector<std::int32_t> ids;  // [B * L], padding included; every position attends to every other
   View x;                         // [B, L, width] residual stream
-  View output;                    // [B, L, width] after the last stage
+  View output;                    // [B, L, width] F32, after the last stage
 
   View bias;                     // [H, L, L] by relative position, computed by block 0, read by all
   View relative_rows, relative;  // [1, 2L - 1, H] and its transpose: the bias of key - query = -(L - 1) ... L - 1

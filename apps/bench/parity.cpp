@@ -2,9 +2,11 @@
 
 #include <cmath>
 
+#include "apps/bench/device_tensor.h"
 #include "apps/bench/temporary.h"
 #include "engine/encoders.h"
 #include "engine/loaded_weights.h"
+#include "engine/pipeline.h"
 #include "io/checkpoint.h"
 #include "io/file.h"
 #include "io/slab_build.h"
@@ -16,7 +18,7 @@ namespace {
 
 Comparison check(const ParityOptions& options, const SafetensorsFile& io, const std::string& name,
                  std::span<const float> value) {
-  return compare(name, value, io.read_f32(name), options.tolerance.value_or(kOutputLimit));
+  return compare(name, value, io.read_f32(name), options.limit(kOutputLimit));
 }
 
 std::vector<std::int32_t> read_ids(const SafetensorsFile& io) {
@@ -25,25 +27,13 @@ std::vector<std::int32_t> read_ids(const SafetensorsFile& io) {
   return ids;
 }
 
-// One contiguous float tensor on the device, with its memory.
-struct Tensor {
-  Tensor(Device& d, std::int64_t batch, std::int64_t rows, std::int64_t cols)
-      : device(d),
-        memory(d.allocate(static_cast<std::size_t>(batch * rows * cols) * sizeof(float))),
-        view(memory.get(), DType::F32, batch, rows, cols) {}
-
-  std::vector<float> values() const {
-    std::vector<float> out(static_cast<std::size_t>(view.count()));
-    device.download(view, out.data());
-    return out;
-  }
-
-  Device& device;
-  Buffer memory;
-  View view;
-};
-
 }  // namespace
+
+double ParityOptions::limit(double of_float32) const {
+  if (tolerance) return *tolerance;
+  if (!bf16) return of_float32;
+  return of_float32 <= kOutputLimit ? kBf16OutputLimit : kBf16GradientLimit;
+}
 
 std::optional<nlohmann::json> read_config(const std::string& path) {
   if (path.empty()) return std::nullopt;
@@ -96,21 +86,25 @@ std::vector<Comparison> vae_parity(const ParityOptions& options, const Safetenso
 std::vector<Comparison> clip_parity(const ParityOptions& options, const SafetensorsFile& io, Device& device) {
   const Checkpoint checkpoint = Checkpoint::open(options.model, Model::kClip);
   const ClipShape shape = clip_shape(checkpoint);
-  LoadedWeights memory(checkpoint);
+  LoadedWeights memory(checkpoint, device);
   clip::Weights weights;
   clip::weights(memory, shape, weights);
   const std::int64_t batch = io.get("ids").shape.at(0);
   const std::int64_t length = io.get("ids").shape.at(1);
+  const DeviceTensor hidden(device, batch, length, shape.width);
+  const DeviceTensor pooled(device, batch, 1, shape.width);
   clip::Scratch scratch;
-  Carver measure;
-  clip::layout(measure, shape, batch, length, scratch);
-  const Buffer arena = device.allocate(measure.used());
-  Carver carver(arena.get(), measure.used());
-  clip::layout(carver, shape, batch, length, scratch);
-  const Tensor hidden(device, batch, length, shape.width);
-  const Tensor pooled(device, batch, 1, shape.width);
-  clip::forward(device.ops(), shape, weights, read_ids(io), scratch, hidden.view, pooled.view);
-  return {check(options, io, "last_hidden", hidden.values()), check(options, io, "pooled", pooled.values())};
+  const auto forward = [&](Ops& ops) {
+    clip::forward(ops, shape, weights, read_ids(io), scratch, hidden.view, pooled.view);
+  };
+  const Arena arena(
+      device,
+      [&](Carver& carver) { clip::layout(carver, shape, device.ops().activation_type(), batch, length, scratch); },
+      forward);
+  arena.use();
+  forward(device.ops());
+  return {check(options, io, "last_hidden", values_of(device, hidden.view)),
+          check(options, io, "pooled", values_of(device, pooled.view))};
 }
 
 std::vector<Comparison> t5_parity(const ParityOptions& options, const SafetensorsFile& io, Device& device) {
@@ -118,27 +112,29 @@ std::vector<Comparison> t5_parity(const ParityOptions& options, const Safetensor
   const TemporaryFile file("t5.slab");
   build_slab(checkpoint, t5_shape(checkpoint), file.path(), {.codec = Codec::kFloat, .threads = options.threads});
   const Slab slab(file.path());
-  SlabStore store(slab);
-  t5::State state{.shape = slab.t5_shape(), .batch = io.get("ids").shape.at(0), .length = io.get("ids").shape.at(1)};
-  Runner runner(device.ops(), store, t5::stages(state), Keep::kNothing);
-  const auto layout = [&](Carver carver) {
-    t5::layout(carver, state);
-    runner.layout(carver);
-    return carver.used();
-  };
-  const std::size_t bytes = layout({});
-  const Buffer arena = device.allocate(bytes);
-  layout({arena.get(), bytes});
-  state.ids = read_ids(io);
+  SlabStore store(slab, device);
+  t5::State state{.shape = slab.t5_shape(),
+                  .batch = io.get("ids").shape.at(0),
+                  .length = io.get("ids").shape.at(1),
+                  .activations = device.ops().activation_type(),
+                  .ids = read_ids(io)};
+  Runner runner(device, store, t5::stages(state), Keep::kNothing);
+  const Arena arena(
+      device,
+      [&](Carver& carver) {
+        t5::layout(carver, state);
+        runner.layout(carver);
+      },
+      [&](Ops&) { runner.rehearse(); });
+  arena.use();
   runner.forward();
-  std::vector<float> output(static_cast<std::size_t>(state.output.count()));
-  device.download(state.output, output.data());
-  return {check(options, io, "last_hidden", output)};
+  return {check(options, io, "last_hidden", values_of(device, state.output))};
 }
 
-std::vector<Comparison> run_parity(const ParityOptions& options) {
+std::vector<Comparison> run_parity(ParityOptions options) {
   const SafetensorsFile io(options.io);
-  const std::unique_ptr<Device> device = make_cpu_device(options.threads);
+  const std::unique_ptr<Device> device = open_device(options.device, options.threads);
+  options.bf16 = device->ops().activation_type() == DType::BF16;
   if (io.find("img") != nullptr && io.find("txt") != nullptr) return flux_parity(options, io, *device);
   if (io.find("moments") != nullptr || io.find("decoded") != nullptr) return vae_parity(options, io, *device);
   if (io.find("pooled") != nullptr) return clip_parity(options, io, *device);

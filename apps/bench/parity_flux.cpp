@@ -2,6 +2,7 @@
 #include <cmath>
 #include <map>
 
+#include "apps/bench/device_tensor.h"
 #include "apps/bench/parity.h"
 #include "apps/bench/temporary.h"
 #include "engine/flux_engine.h"
@@ -70,19 +71,10 @@ class FluxParity {
     if (io_.find("guidance") != nullptr) s.guidance = io_.read_f32("guidance");
   }
 
-  std::vector<float> values(const View& view) const {
-    std::vector<float> out(static_cast<std::size_t>(view.count()));
-    for (std::int64_t b = 0; b < view.batch; ++b) {
-      for (std::int64_t r = 0; r < view.rows; ++r) {
-        const std::int64_t offset = (b * view.rows + r) * view.cols;
-        device_.download(view.batch_slice(b, 1).row_slice(r, 1), out.data() + offset);
-      }
-    }
-    return out;
-  }
+  std::vector<float> values(const View& view) const { return values_of(device_, view); }
 
   void check(const std::string& name, const std::vector<float>& value, double limit) {
-    list_.push_back(compare(name, value, io_.read_f32(name), options_.tolerance.value_or(limit)));
+    list_.push_back(compare(name, value, io_.read_f32(name), options_.limit(limit)));
   }
 
   void run_float() {
@@ -161,14 +153,14 @@ class FluxParity {
   // Forward, loss over the noisy image tokens, backward.
   double loss_and_gradients(FluxEngine& engine) const {
     flux::State& s = engine.state();
-    std::vector<float> target = io_.read_f32("target");
-    const View t(reinterpret_cast<std::byte*>(target.data()), DType::F32, batch_, sequence_.image, s.prediction.cols);
+    const DeviceTensor target(device_, batch_, sequence_.image, s.prediction.cols);
+    device_.upload(io_.read_f32("target").data(), target.view);
     std::vector<float> each(static_cast<std::size_t>(batch_));
     const std::vector<float> weights(each.size(), 1.0F / static_cast<float>(batch_));
     engine.zero_gradients();
     engine.forward();
     device_.ops().fill(s.dprediction, 0.0F);
-    device_.ops().squared_error(s.prediction.row_slice(0, sequence_.image), t, weights, each,
+    device_.ops().squared_error(s.prediction.row_slice(0, sequence_.image), target.view, weights, each,
                                 s.dprediction.row_slice(0, sequence_.image));
     engine.backward();
     double loss = 0.0;

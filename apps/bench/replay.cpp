@@ -19,13 +19,14 @@ namespace {
 
 constexpr double kReplayLimit = 1e-3;  // of latents and pictures after many steps
 constexpr double kStateLimit = 1e-4;   // of one pass of a network
+constexpr double kBf16Limit = 5e-2;    // of everything with bfloat16 activations
 
 class Replay {
  public:
   explicit Replay(const ReplayOptions& options)
       : options_(options),
         io_(options.io),
-        device_(make_cpu_device(options.threads)),
+        device_(open_device(options.device, options.threads)),
         parts_(find_model_parts(options.model_dir)),
         vae_(*device_, parts_.vae) {
     const Checkpoint transformer = Checkpoint::open(parts_.transformer, Model::kTransformer);
@@ -57,7 +58,8 @@ class Replay {
   }
 
   void check(const std::string& name, const std::vector<float>& value, double limit) {
-    list_.push_back(compare(name, value, io_.read_f32(name), options_.tolerance.value_or(limit)));
+    const bool bf16 = device_->ops().activation_type() == DType::BF16;
+    list_.push_back(compare(name, value, io_.read_f32(name), options_.tolerance.value_or(bf16 ? kBf16Limit : limit)));
   }
 
   // Ids and states of all prompts; `prefix` is "" or "train_".

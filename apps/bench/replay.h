@@ -14,6 +14,7 @@ struct ReplayOptions {
   std::string model_dir;  // diffusers folder
   std::string io;         // recorded tensors; prompts and steps in its metadata
   std::optional<double> tolerance;
+  std::string device = "auto";
   int threads = 0;
 };
 

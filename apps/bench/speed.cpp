@@ -10,6 +10,7 @@
 
 #include "apps/bench/flops.h"
 #include "engine/lora_targets.h"
+#include "engine/pipeline.h"
 #include "engine/trainer.h"
 #include "kernels/base/random.h"
 #include "kernels/cpu/gemm.h"
@@ -17,9 +18,10 @@
 namespace squareq::bench {
 namespace {
 
-double seconds_of(const auto& work) {
+double seconds_of(const auto& work, Device* device = nullptr) {
   const auto begin = std::chrono::steady_clock::now();
   work();
+  if (device != nullptr) device->synchronize();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
@@ -40,6 +42,7 @@ std::string stage_kind(const std::string& id) { return id.substr(0, id.find('.')
 std::vector<LoraTarget> benchmark_adapters(const SpeedOptions& options, const FluxShape& shape) {
   LoraConfig config;
   config.rank = options.rank;
+  config.preset = options.targets;
   config.alpha = static_cast<double>(options.rank);
   return select_lora_targets(config, shape);
 }
@@ -61,7 +64,26 @@ void set_random_inputs(FluxEngine& engine) {
     const std::vector<float> y = random_floats(s.y.cols, stream + 2);
     engine.set_sample(b, {.img = img, .txt = txt, .y = y, .sigma = 0.5});
   }
-  engine.lora().initialise(LoraInit::kKaiming, 0);
+  engine.initialise_lora(LoraInit::kKaiming, 0);
+}
+
+void report_device_step(const Device& device, const FluxEngine& engine, double seconds, double flop, bool json) {
+  if (json) {
+    nlohmann::json memory;
+    for (const auto& [purpose, bytes] : engine.memory_plan()) memory[purpose] = bytes;
+    fmt::print("{}\n", nlohmann::json{{"device", device.name()},
+                                      {"seconds", seconds},
+                                      {"tflop", flop * 1e-12},
+                                      {"tflops", flop / seconds * 1e-12},
+                                      {"memory", memory}}
+                           .dump());
+    return;
+  }
+  fmt::print("{}: step {:.4f} s, {:.1f} TFLOP in matrix products, {:.1f} TFLOP/s\n", device.name(), seconds,
+             flop * 1e-12, flop / seconds * 1e-12);
+  for (const auto& [purpose, bytes] : engine.memory_plan()) {
+    fmt::print("  {:9.1f} MiB  {}\n", static_cast<double>(bytes) / 0x1p20, purpose);
+  }
 }
 
 }  // namespace
@@ -94,7 +116,7 @@ int run_gemm(std::int64_t n, const SpeedOptions& options) {
 
 int run_block(const SpeedOptions& options) {
   const Slab slab(options.slab);
-  const std::unique_ptr<Device> device = make_cpu_device(options.threads);
+  const std::unique_ptr<Device> device = open_device(options.device, options.threads);
   FluxEngine engine(*device, slab, training_run(options, slab.flux_shape()));
   set_random_inputs(engine);
   struct Times {
@@ -123,7 +145,7 @@ int run_block(const SpeedOptions& options) {
 
 int run_step(const SpeedOptions& options) {
   const Slab slab(options.slab);
-  const std::unique_ptr<Device> device = make_cpu_device(options.threads);
+  const std::unique_ptr<Device> device = open_device(options.device, options.threads);
   FluxEngine engine(*device, slab, training_run(options, slab.flux_shape()));
   set_random_inputs(engine);
   flux::State& s = engine.state();
@@ -142,12 +164,17 @@ int run_step(const SpeedOptions& options) {
                          .gradient_scale = static_cast<float>(clip_factor(norm, 1.0)),
                          .step = ++step});
   };
-  one_step();
+  constexpr int kWarmUps = 3;  // plans of matrix products, clocks
+  for (int i = 0; i < kWarmUps; ++i) one_step();
   std::vector<double> times;
-  for (int i = 0; i < options.repeats; ++i) times.push_back(seconds_of(one_step));
+  for (int i = 0; i < options.repeats; ++i) times.push_back(seconds_of(one_step, device.get()));
   const double seconds = median(times);
   const StepFlops flops = count_flops(s, lora, options.checkpointing);
   const double rate = flops.total() / seconds * 1e-9;
+  if (!device->reads_host_memory()) {
+    report_device_step(*device, engine, seconds, flops.total(), options.json);
+    return 0;
+  }
   const double ceiling = gemm_rate(2048, options.threads, 5);
   if (options.json) {
     fmt::print("{}\n", nlohmann::json{{"seconds", seconds},

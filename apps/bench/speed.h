@@ -12,7 +12,9 @@ struct SpeedOptions {
   std::int64_t text = 32;           // tokens
   std::int64_t rows = 8, cols = 8;  // grid of image tokens
   std::int64_t rank = 8;
+  std::string targets = "attention+mlp";
   bool checkpointing = false;
+  std::string device = "auto";
   int repeats = 9;
   int threads = 0;
   bool json = false;
@@ -24,8 +26,8 @@ double gemm_rate(std::int64_t n, int threads, int repeats);
 int run_gemm(std::int64_t n, const SpeedOptions& options);
 // Forward and backward of the transformer's stages, by kind, on random inputs.
 int run_block(const SpeedOptions& options);
-// A whole training step (forward, backward, optimizer) with adapters on all block linears but modulation, on random
-// inputs; its rate counts matrix products only and is compared with gemm_rate(2048) measured in the same run.
+// A whole training step (forward, backward, optimizer) on random inputs; its rate counts matrix products only. On the
+// CPU it is compared with gemm_rate(2048) measured in the same run.
 int run_step(const SpeedOptions& options);
 
 }  // namespace squareq::bench

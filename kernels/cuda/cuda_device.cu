@@ -52,12 +52,13 @@ class CudaDevice : public Device {
     if (!from.contiguous()) throw std::logic_error("Device::download needs a contiguous view");
     transfer(to, from.data, from.bytes(), cudaMemcpyDeviceToHost);
   }
+  void synchronize() override { check(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize"); }
 
  private:
   // The host side may be gone when the caller goes on, so it is waited for.
   void transfer(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
     check(cudaMemcpyAsync(to, from, bytes, kind, stream_.get()), "cudaMemcpyAsync");
-    check(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize");
+    synchronize();
   }
 
   Stream stream_;
@@ -81,6 +82,11 @@ std::size_t CudaOps::scratch_need(const std::function<void()>& calls) {
 }
 
 }  // namespace cuda
+
+bool cuda_device_present() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+}
 
 std::unique_ptr<Device> make_cuda_device() {
   int count = 0;

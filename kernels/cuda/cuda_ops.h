@@ -78,7 +78,7 @@ class CudaOps : public Ops {
                const void* bias = nullptr);
   void add_outer(ConstView left, ConstView right, float alpha, View out, View workspace);
   void few_rows_linear(const LinearForward& p);
-  void few_rows_linear_backward(const LinearBackward& p, bool trained);
+  void few_rows_linear_backward(const LinearBackward& p);
 
   cudaStream_t stream_;
   GemmPlans gemm_;

@@ -136,6 +136,12 @@ void check_shapes(const ConstView& x, std::int64_t in, const Weight& weight, std
   }
 }
 
+// Are those that there are float32 and of at most kFewRows rows?
+bool few_float_rows(std::initializer_list<ConstView> views) {
+  return std::all_of(views.begin(), views.end(),
+                     [](const ConstView& v) { return !v || (v.dtype == DType::F32 && v.batch * v.rows <= kFewRows); });
+}
+
 Weight plain(ConstView values) { return {.values = values}; }
 
 }  // namespace
@@ -151,7 +157,7 @@ ConstView CudaOps::as_bf16(Scratch& scratch, ConstView x, std::vector<std::pair<
 void CudaOps::linear(const LinearForward& p) {
   check_shapes(p.x, p.weight.in(), p.weight, p.lora);
   const bool output = p.y || p.act || p.sum;
-  if (p.x.batch * p.x.rows <= kFewRows && p.x.dtype == DType::F32 && !p.act && !p.sum) return few_rows_linear(p);
+  if (few_float_rows({p.x, p.y, p.u}) && !p.act && !p.sum) return few_rows_linear(p);
 
   Scratch scratch(*this);
   const View workspace = scratch.take(DType::U8, 1, 1, GemmPlans::kWorkspace);
@@ -206,9 +212,7 @@ void CudaOps::linear_backward(const LinearBackward& p) {
   bool trained = false;
   for (const LoraBranch& branch : p.lora) trained |= branch.trained();
   if (!p.dx && !trained) return;
-  if (p.dy.batch * p.dy.rows <= kFewRows && p.dy.dtype == DType::F32 && (!p.dx || p.dx.dtype == DType::F32)) {
-    return few_rows_linear_backward(p, trained);
-  }
+  if (few_float_rows({p.dy, p.dx, p.x, p.u})) return few_rows_linear_backward(p);
 
   Scratch scratch(*this);
   const View workspace = scratch.take(DType::U8, 1, 1, GemmPlans::kWorkspace);
@@ -315,11 +319,10 @@ void CudaOps::few_rows_linear(const LinearForward& p) {
   }
 }
 
-void CudaOps::few_rows_linear_backward(const LinearBackward& p, bool trained) {
+void CudaOps::few_rows_linear_backward(const LinearBackward& p) {
   Scratch scratch(*this);
   const View du = scratch.take(DType::F32, p.dy.batch, p.dy.rows, rank_sum(p.lora));
   if (scratch.rehearsing()) return;
-  require(!trained || (p.x.dtype == DType::F32 && p.u.dtype == DType::F32), "linear_backward: few rows are float32");
   if (p.dx) few_rows_backward(p.dy, p.weight, 1.0F, p.accumulate, p.dx, stream_);
   std::int64_t column = 0;
   for (const LoraBranch& branch : p.lora) {

@@ -11,4 +11,6 @@ std::unique_ptr<Device> make_cuda_device() {
                      .advice = "this build has no CUDA backend; choose the device cpu"});
 }
 
+bool cuda_device_present() { return false; }
+
 }  // namespace squareq

@@ -17,7 +17,7 @@ inline Linear make_linear(const LoraSet& lora, std::string name, std::int64_t ou
 inline AttentionSaved layout_attention(Carver& carver, const State& s) {
   const std::int64_t tokens = s.tokens();
   const std::int64_t h = s.hidden();
-  const auto take = [&](std::int64_t cols) { return carver.take(DType::F32, s.batch, tokens, cols); };
+  const auto take = [&](std::int64_t cols) { return carver.take(s.activations, s.batch, tokens, cols); };
   AttentionSaved saved;
   saved.n1 = take(h);
   saved.z = take(3 * h + s.shape.mlp_hidden);

@@ -53,17 +53,17 @@ void weights(WeightVisitor& visitor, const State& s, DoubleBlock& block) {
 void layout(Carver& carver, const State& s, DoubleBlock& block) {
   const std::int64_t h = s.hidden();
   block.saved = layout_attention(carver, s);
-  block.mid = carver.take(DType::F32, s.batch, s.tokens(), h);
-  block.n2 = carver.take(DType::F32, s.batch, s.tokens(), h);
+  block.mid = carver.take(s.activations, s.batch, s.tokens(), h);
+  block.n2 = carver.take(s.activations, s.batch, s.tokens(), h);
   for (std::size_t i = 0; i < 2; ++i) {
     DoubleBlock::Stream& stream = block.streams[i];
     const std::int64_t rows = rows_of(s, i).count;
     for (Linear* linear : {&stream.qkv, &stream.proj, &stream.mlp0, &stream.mlp2}) {
-      linear->layout(carver, s.batch, rows);
+      linear->layout(carver, s.activations, s.batch, rows);
     }
     if (block.modulation_gradient) {
-      stream.y1 = carver.take(DType::F32, s.batch, rows, h);
-      stream.y2 = carver.take(DType::F32, s.batch, rows, h);
+      stream.y1 = carver.take(s.activations, s.batch, rows, h);
+      stream.y2 = carver.take(s.activations, s.batch, rows, h);
     }
   }
 }

@@ -31,9 +31,9 @@ void weights(WeightVisitor& visitor, const State& s, SingleBlock& block) {
 
 void layout(Carver& carver, const State& s, SingleBlock& block) {
   block.saved = layout_attention(carver, s);
-  block.linear1.layout(carver, s.batch, s.tokens());
-  block.linear2.layout(carver, s.batch, s.tokens());
-  if (block.modulation_gradient) block.y = carver.take(DType::F32, s.batch, s.tokens(), s.hidden());
+  block.linear1.layout(carver, s.activations, s.batch, s.tokens());
+  block.linear2.layout(carver, s.activations, s.batch, s.tokens());
+  if (block.modulation_gradient) block.y = carver.take(s.activations, s.batch, s.tokens(), s.hidden());
 }
 
 void forward(Ops& ops, const State& s, const SingleBlock& block, Pass pass) {

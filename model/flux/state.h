@@ -24,6 +24,7 @@ struct State {
   Sequence sequence;
   std::int64_t batch = 0;
   Wanted wanted;
+  DType activations = DType::F32;  // of tensors with a row for each token
   // Derived from the adapters: does any gradient flow into modulation outputs, and into vec?
   bool vec_gradient = false;
 

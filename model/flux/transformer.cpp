@@ -52,14 +52,14 @@ void weights(WeightVisitor& visitor, EmbedStage& e) {
 
 void layout(Carver& carver, const State& s, EmbedStage& e) {
   const std::int64_t h = s.hidden();
-  e.img_in.layout(carver, s.batch, s.img.rows);
-  e.txt_in.layout(carver, s.batch, s.txt.rows);
+  e.img_in.layout(carver, s.activations, s.batch, s.img.rows);
+  e.txt_in.layout(carver, s.activations, s.batch, s.txt.rows);
   for (Embedder* m : {&e.time, &e.vector, &e.guidance}) {
     if (!m->present()) continue;
     m->input = carver.take(DType::F32, s.batch, 1, m->in_layer.in);
     for (View* view : {&m->hidden, &m->act, &m->result, &m->dhidden}) *view = carver.take(DType::F32, s.batch, 1, h);
-    m->in_layer.layout(carver, s.batch, 1);
-    m->out_layer.layout(carver, s.batch, 1);
+    m->in_layer.layout(carver, DType::F32, s.batch, 1);
+    m->out_layer.layout(carver, DType::F32, s.batch, 1);
   }
   e.dvec = carver.take(DType::F32, s.batch, 1, h);
 }
@@ -113,7 +113,7 @@ void weights(WeightVisitor& visitor, ModulationStage& m) {
 }
 
 void layout(Carver& carver, const State& s, ModulationStage& m) {
-  for (Linear& linear : m.linears) linear.layout(carver, s.batch, 1);
+  for (Linear& linear : m.linears) linear.layout(carver, DType::F32, s.batch, 1);
 }
 
 void forward(Ops& ops, const State& s, const ModulationStage& m) {
@@ -159,9 +159,9 @@ void layout(Carver& carver, const State& s, FinalStage& f) {
   const std::int64_t h = s.hidden();
   f.chunks = carver.take(DType::F32, s.batch, 1, 2 * h);
   if (f.modulation_gradient) f.dchunks = carver.take(DType::F32, s.batch, 1, 2 * h);
-  f.n = carver.take(DType::F32, s.batch, s.sequence.output, h);
-  f.modulation.layout(carver, s.batch, 1);
-  f.linear.layout(carver, s.batch, s.sequence.output);
+  f.n = carver.take(s.activations, s.batch, s.sequence.output, h);
+  f.modulation.layout(carver, DType::F32, s.batch, 1);
+  f.linear.layout(carver, s.activations, s.batch, s.sequence.output);
 }
 
 void forward(Ops& ops, const State& s, const FinalStage& f) {

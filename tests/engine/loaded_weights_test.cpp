@@ -31,7 +31,8 @@ TEST_CASE("loaded weights: what is bound and what is refused") {
   const std::string name = "text_model.embeddings.token_embedding.weight";
   const std::string path = write_model(folder, {1.0F, 2.0F, 3.0F, 4.0F, 5.0F, 6.0F});
   const Checkpoint checkpoint = Checkpoint::open(path, Model::kClip);
-  LoadedWeights weights(checkpoint);
+  const std::unique_ptr<Device> device = make_cpu_device(1);
+  LoadedWeights weights(checkpoint, *device);
 
   ConstView view;
   weights.tensor(name, view, 2, 3);
@@ -56,7 +57,8 @@ TEST_CASE("loaded weights: values that are not finite are refused") {
   const TempDir folder;
   const std::string path = write_model(folder, {1.0F, 2.0F, std::numeric_limits<float>::quiet_NaN(), 4.0F, 5.0F, 6.0F});
   const Checkpoint checkpoint = Checkpoint::open(path, Model::kClip);
-  LoadedWeights weights(checkpoint);
+  const std::unique_ptr<Device> device = make_cpu_device(1);
+  LoadedWeights weights(checkpoint, *device);
   ConstView view;
   const std::string name = "text_model.embeddings.token_embedding.weight";
   const std::string message = message_of<FormatError>([&] { weights.tensor(name, view, 2, 3); });

@@ -22,7 +22,7 @@ Encoded encode(const ClipShape& shape, std::int64_t batch, const std::vector<std
   clip::Scratch scratch;
   View last_hidden, pooled;
   const std::vector<float> memory = carve([&](Carver& carver) {
-    clip::layout(carver, shape, batch, length, scratch);
+    clip::layout(carver, shape, DType::F32, batch, length, scratch);
     last_hidden = carver.take(DType::F32, batch, length, shape.width);
     pooled = carver.take(DType::F32, batch, 1, shape.width);
   });

@@ -42,7 +42,8 @@ TEST_CASE("initial adapters do nothing and have the deviation of their rule") {
   for (const LoraInit init : {LoraInit::kKaiming, LoraInit::kGaussian}) {
     std::vector<float> memory;
     LoraSet set = laid_out({{.linear = "x", .rows = 8, .in = 4000, .rank = 16}}, memory);
-    set.initialise(init, 5);
+    set.initialise(
+        init, 5, [](const std::vector<float>& from, const View& to) { std::copy(from.begin(), from.end(), to.f32()); });
     double squares = 0.0;
     double largest = 0.0;
     for (std::int64_t i = 0; i < set.a(0).count(); ++i) {

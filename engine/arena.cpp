@@ -1,0 +1,27 @@
+#include "engine/arena.h"
+
+#include <limits>
+
+namespace squareq {
+
+Arena::Arena(Device& device, const std::function<void(Carver&)>& layout, const std::function<void(Ops&)>& work)
+    : device_(&device) {
+  Carver measure;
+  layout(measure);
+  // Not null, since a null view means "not wanted"; never read or written.
+  auto* nowhere = reinterpret_cast<std::byte*>(Carver::kAlignment);  // NOLINT(performance-no-int-to-ptr)
+  const std::size_t scratch = device.ops().scratch_need([&] {
+    Carver rehearsal(nowhere, std::numeric_limits<std::size_t>::max());
+    layout(rehearsal);
+    work(device.ops());
+  });
+  const std::size_t bytes = measure.used() + scratch;
+  memory_ = device.allocate(bytes);
+  Carver carver(memory_.get(), bytes);
+  layout(carver);
+  scratch_ = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(scratch));
+}
+
+void Arena::use() const { device_->ops().use_scratch(scratch_); }
+
+}  // namespace squareq
