@@ -1,5 +1,6 @@
-// Activation functions and their derivatives in kernels: the formulae of kernels/cpu/activation_math.h. The fast exponential
-// and division cost an absolute 1e-7 of a sigmoid; the exact ones would take longer than the memory accesses.
+// Activation functions and their derivatives in kernels: the formulae of kernels/cpu/activation_math.h. The fast
+// exponential and division cost an absolute 1e-7 of a sigmoid; the exact ones would take longer than the memory
+// accesses.
 #pragma once
 
 #include <stdexcept>

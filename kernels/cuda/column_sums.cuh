@@ -1,5 +1,5 @@
-// Sums over the rows of each sample, for each column: first over pieces of kPieceRows rows, then over the pieces. The order
-// depends on the shape alone.
+// Sums over the rows of each sample, for each column: first over pieces of kPieceRows rows, then over the pieces. The
+// order depends on the shape alone.
 #pragma once
 
 #include "kernels/cuda/check.h"
@@ -73,8 +73,8 @@ void column_sums(cudaStream_t stream, const Term& term, const ConstView& shape, 
   const auto rows = static_cast<int>(shape.rows);
   const auto cols = static_cast<int>(shape.cols);
   auto* sums = reinterpret_cast<float*>(partial.data);
-  column_pieces_kernel<N><<<dim3(ceil_div(cols, kWarp * N), pieces, batch), kWarp * kSumWarps, 0, stream>>>(term, rows,
-                                                                                                        cols, sums);
+  column_pieces_kernel<N>
+      <<<dim3(ceil_div(cols, kWarp * N), pieces, batch), kWarp * kSumWarps, 0, stream>>>(term, rows, cols, sums);
   check_launch("column sums, pieces");
   column_totals_kernel<<<dim3(ceil_div(cols, kWarp), Term::kSums, batch), kWarp * kSumWarps, 0, stream>>>(
       sums, static_cast<int>(pieces), Term::kSums, cols, float_rows(first), float_rows(second));

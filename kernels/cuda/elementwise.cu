@@ -145,8 +145,8 @@ void CudaOps::activation(Activation f, ConstView x, ConstView times, View y) {
   if (Scratch(*this).rehearsing() || x.count() == 0) return;
   with_types(x.dtype, y.dtype, wide({x, times, y}), [&]<class X, class Y, int N>() {
     const Packs<N> packs(x);
-    activation_kernel<X, Y, N><<<packs.blocks(), kThreads, 0, stream_>>>(packs, sigmoidal(f), rows_of<X>(x),
-                                                                         any_rows(times), rows_of<Y>(y));
+    activation_kernel<X, Y, N>
+        <<<packs.blocks(), kThreads, 0, stream_>>>(packs, sigmoidal(f), rows_of<X>(x), any_rows(times), rows_of<Y>(y));
   });
   check_launch("activation");
 }

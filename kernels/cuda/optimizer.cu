@@ -8,8 +8,8 @@
 namespace squareq::cuda {
 namespace {
 
-// Sums in float64 go over pieces of kPieceSteps packs for each thread, then over the pieces of a sample: the order depends on
-// the shape alone.
+// Sums in float64 go over pieces of kPieceSteps packs for each thread, then over the pieces of a sample: the order
+// depends on the shape alone.
 constexpr std::int64_t kPieceSteps = 16;
 
 template <int N>

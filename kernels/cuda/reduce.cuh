@@ -7,8 +7,8 @@ namespace squareq::cuda {
 
 inline constexpr int kWarp = 32;
 
-// The sum over `lanes` neighbouring threads (a power of two), in each of them. `mask` names the threads of the warp that
-// take part.
+// The sum over `lanes` neighbouring threads (a power of two), in each of them. `mask` names the threads of the warp
+// that take part.
 template <class T>
 __device__ T group_sum(T value, int lanes = kWarp, unsigned mask = 0xFFFFFFFFU) {
   for (int step = lanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(mask, value, step);
