@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/error.h"
 #include "kernels/device.h"
 #include "tests/catch.h"
 #include "tests/support.h"
