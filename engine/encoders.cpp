@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <limits>
 
 #include "io/checkpoint.h"
 #include "io/tokenizer_files.h"
@@ -86,24 +88,49 @@ Autoencoder::Autoencoder(Device& device, const std::string& path) : device_(devi
   vae::weights(*memory_, decoder_);
 }
 
+namespace {
+
+struct Ends {
+  View in, out;
+};
+
+// Uploads `from`, runs `compute`, downloads the result. Input, workspace, output (`layout`) and the scratch memory of
+// the operations are one allocation.
+std::vector<float> run(Device& device, const std::vector<float>& from, const std::function<Ends(Carver&)>& layout,
+                       const std::function<void()>& compute) {
+  // A rehearsal reads no memory, but empty views would say that optional tensors are not wanted.
+  constexpr std::uintptr_t kAnywhere = Carver::kAlignment;
+  Carver measure(reinterpret_cast<std::byte*>(kAnywhere), std::numeric_limits<std::size_t>::max());
+  layout(measure);
+  const auto scratch = static_cast<std::int64_t>(device.ops().scratch_need(compute));
+  measure.take(DType::U8, 1, 1, scratch);
+
+  const Buffer memory = device.allocate(measure.used());
+  Carver carver(memory.get(), measure.used());
+  const Ends ends = layout(carver);
+  device.ops().use_scratch(carver.take(DType::U8, 1, 1, scratch));
+  device.upload(from.data(), ends.in);
+  compute();
+  std::vector<float> out(static_cast<std::size_t>(ends.out.count()));
+  device.download(ends.out, out.data());
+  device.ops().use_scratch({});
+  return out;
+}
+
+}  // namespace
+
 std::vector<float> Autoencoder::encode(const std::vector<float>& pixels, std::int64_t height, std::int64_t width) {
   const std::int64_t latent = (height / shape_.factor()) * (width / shape_.factor());
-  const std::size_t scratch = vae::encode_workspace(shape_, 1, height, width);
+  const std::size_t bytes = vae::encode_workspace(shape_, device_.ops().activation_type(), 1, height, width);
   View image, workspace, moments;
-  const auto layout = [&](Carver carver) {
+  const auto layout = [&](Carver& carver) -> Ends {
     image = carver.take(DType::F32, 1, 3, height * width);
-    workspace = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(scratch));
+    workspace = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(bytes));
     moments = carver.take(DType::F32, 1, 2 * shape_.latent_channels, latent);
-    return carver.used();
+    return {.in = image, .out = moments};
   };
-  const std::size_t bytes = layout({});
-  const Buffer memory = device_.allocate(bytes);
-  layout({memory.get(), bytes});
-  device_.upload(pixels.data(), image);
-  vae::encode(device_.ops(), shape_, encoder_, image, height, width, workspace, moments);
-  std::vector<float> out(static_cast<std::size_t>(moments.count()));
-  device_.download(moments, out.data());
-  return out;
+  return run(device_, pixels, layout,
+             [&] { vae::encode(device_.ops(), shape_, encoder_, image, height, width, workspace, moments); });
 }
 
 std::vector<float> Autoencoder::decode(const std::vector<float>& packed, std::int64_t height, std::int64_t width) {
@@ -112,22 +139,16 @@ std::vector<float> Autoencoder::decode(const std::vector<float>& packed, std::in
   std::vector<float> latent(packed.size());
   unpack_latent(packed, shape_.latent_channels, rows, cols, latent);
   latent_to_decoder(shape_, latent, latent);
-  const std::size_t scratch = vae::decode_workspace(shape_, 1, height, width);
+  const std::size_t bytes = vae::decode_workspace(shape_, device_.ops().activation_type(), 1, height, width);
   View z, workspace, image;
-  const auto layout = [&](Carver carver) {
+  const auto layout = [&](Carver& carver) -> Ends {
     z = carver.take(DType::F32, 1, shape_.latent_channels, rows * cols);
-    workspace = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(scratch));
+    workspace = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(bytes));
     image = carver.take(DType::F32, 1, 3, height * width);
-    return carver.used();
+    return {.in = z, .out = image};
   };
-  const std::size_t bytes = layout({});
-  const Buffer memory = device_.allocate(bytes);
-  layout({memory.get(), bytes});
-  device_.upload(latent.data(), z);
-  vae::decode(device_.ops(), shape_, decoder_, z, height, width, workspace, image);
-  std::vector<float> out(static_cast<std::size_t>(image.count()));
-  device_.download(image, out.data());
-  return out;
+  return run(device_, latent, layout,
+             [&] { vae::decode(device_.ops(), shape_, decoder_, z, height, width, workspace, image); });
 }
 
 std::vector<float> pixels_of(const Image& image) {

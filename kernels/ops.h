@@ -114,8 +114,8 @@ struct AttentionBackward {
   View dq, dk, dv;  // [B, L, H * D], written (=)
 };
 
-// Convolution of images [B, C, height * width] with weights [1, out, in * k * k]; zero padding `before` at the left
-// and top and `after` at the right and bottom. y is [B, out, out_height * out_width] with
+// Convolution of images [B, height * width, in] with weights [1, out, in * k * k]; zero padding `before` at the left
+// and top and `after` at the right and bottom. y is [B, out_height * out_width, out] with
 // out_height = (upsample * height + before + after - k) / stride + 1 and likewise for the width. With upsample = 2
 // every pixel first stands for 2 x 2.
 struct Convolution {
@@ -124,11 +124,11 @@ struct Convolution {
   ConstView weight;
   ConstView bias;  // [1, 1, out]
   std::int64_t kernel = 3, stride = 1, before = 1, after = 1, upsample = 1;
-  ConstView residual;  // added to the result; may be empty
+  ConstView residual;  // of the type of y, added to the result; may be empty
   View y;
 };
 
-// Normalisation of images [B, C, pixels] over groups of C / groups channels with biased variance, then per-channel
+// Normalisation of images [B, pixels, C] over groups of C / groups channels with biased variance, then per-channel
 // gain and bias [1, 1, C], then SiLU if asked.
 struct GroupNorm {
   ConstView x;

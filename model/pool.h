@@ -49,9 +49,9 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  // A float32 buffer in the first gap that is wide enough; null while measuring.
-  Lease take(std::int64_t batch, std::int64_t rows, std::int64_t cols) {
-    View view(nullptr, DType::F32, batch, rows, cols);
+  // A buffer in the first gap that is wide enough; null while measuring.
+  Lease take(DType dtype, std::int64_t batch, std::int64_t rows, std::int64_t cols) {
+    View view(nullptr, dtype, batch, rows, cols);
     const std::size_t bytes = (view.bytes() + kAlignment - 1) / kAlignment * kAlignment;
     std::size_t at = 0;
     for (const auto& [begin, end] : taken_) {

@@ -80,25 +80,39 @@ enum class Resample { kNone, kHalf, kDouble };
 // One pass. Without ops it only takes and returns buffers, which measures the workspace.
 class Pass {
  public:
-  Pass(Ops* ops, Pool& pool, const VaeShape& shape) : ops_(ops), pool_(pool), shape_(shape) {}
+  Pass(Ops* ops, DType dtype, Pool& pool, const VaeShape& shape)
+      : ops_(ops), dtype_(dtype), pool_(pool), shape_(shape) {}
 
   void encode(const Network& n, ConstView image, std::int64_t height, std::int64_t width, View moments) {
-    Image x = convolve(n.conv_in, image, height, width);
+    Image x = start(n.conv_in, image, height, width);
     for (const Level& level : n.levels) x = run_level(level, std::move(x), Resample::kHalf);
     finish(n, middle(n, std::move(x)), moments);
   }
 
   void decode(const Network& n, ConstView z, std::int64_t height, std::int64_t width, View image) {
-    Image x = middle(n, convolve(n.conv_in, z, height, width));
+    Image x = middle(n, start(n.conv_in, z, height, width));
     for (const Level& level : n.levels) x = run_level(level, std::move(x), Resample::kDouble);
-    finish(n, std::move(x), image);
+    finish(n, x, image);
   }
 
  private:
-  Image convolve(const Conv& conv, ConstView x, std::int64_t height, std::int64_t width,
-                 Resample resample = Resample::kNone, ConstView residual = {}) {
-    Image y{.height = height, .width = width};
-    Convolution c{.x = x, .height = height, .width = width, .kernel = conv.kernel, .residual = residual};
+  // Outside the network, images and latents are float32 [B, channels, pixels].
+  Image start(const Conv& conv, ConstView planes, std::int64_t height, std::int64_t width) {
+    const Image x{
+        .pixels = pool_.take(DType::F32, planes.batch, planes.cols, planes.rows), .height = height, .width = width};
+    if (ops_ != nullptr) ops_->transpose(planes, x.view());
+    return convolve(conv, x, dtype_);
+  }
+
+  void finish(const Network& n, const Image& x, View planes) {
+    const Image y = convolve(n.conv_out, normalise(n.norm_out, x, true), DType::F32);
+    if (ops_ != nullptr) ops_->transpose(y.view(), planes);
+  }
+
+  Image convolve(const Conv& conv, const Image& x, DType dtype, Resample resample = Resample::kNone,
+                 ConstView residual = {}) {
+    Image y{.height = x.height, .width = x.width};
+    Convolution c{.x = x.view(), .height = x.height, .width = x.width, .kernel = conv.kernel, .residual = residual};
     c.before = c.after = conv.kernel / 2;
     if (resample == Resample::kHalf) {
       c.stride = 2;
@@ -110,7 +124,7 @@ class Pass {
       y.height *= 2;
       y.width *= 2;
     }
-    y.pixels = pool_.take(x.batch, conv.out, y.height * y.width);
+    y.pixels = pool_.take(dtype, x.view().batch, y.height * y.width, conv.out);
     if (ops_ != nullptr) {
       c.weight = conv.weight;
       c.bias = conv.bias;
@@ -121,7 +135,7 @@ class Pass {
   }
 
   Image convolve(const Conv& conv, const Image& x, Resample resample = Resample::kNone, ConstView residual = {}) {
-    return convolve(conv, x.view(), x.height, x.width, resample, residual);
+    return convolve(conv, x, dtype_, resample, residual);
   }
 
   Image normalise(const Norm& norm, const Image& x, bool silu) {
@@ -134,7 +148,9 @@ class Pass {
   }
 
   Image like(const Image& x) {
-    return {.pixels = pool_.take(x.view().batch, x.view().rows, x.view().cols), .height = x.height, .width = x.width};
+    return {.pixels = pool_.take(dtype_, x.view().batch, x.view().rows, x.view().cols),
+            .height = x.height,
+            .width = x.width};
   }
 
   Image run_resnet(const Resnet& r, Image x) {
@@ -151,50 +167,30 @@ class Pass {
     return x;
   }
 
-  // Convolutions with kernel 1 are linear layers on pixels, and attention wants pixels as rows.
-  Image attend(const Attention& a, Image x) {
-    Image n = normalise(a.norm, x, false);
-    const std::int64_t channels = n.view().rows;
-    const auto take_rows = [&] { return pool_.take(n.view().batch, n.view().cols, channels); };
-    const Pool::Lease rows = take_rows();
-    const Pool::Lease q = take_rows();
-    const Pool::Lease k = take_rows();
-    const Pool::Lease v = take_rows();
-    const Pool::Lease o = take_rows();
-    if (ops_ == nullptr) return n;
-    ops_->transpose(n.view(), rows.view());
-    linear(a.q, rows.view(), q.view());
-    linear(a.k, rows.view(), k.view());
-    linear(a.v, rows.view(), v.view());
-    ops_->attention({.q = q.view(),
-                     .k = k.view(),
-                     .v = v.view(),
-                     .scale = 1.0F / std::sqrt(static_cast<float>(channels)),
-                     .o = o.view()});
-    linear(a.proj_out, o.view(), rows.view());
-    ops_->transpose(rows.view(), n.view());
-    ops_->copy(x.view(), n.view(), Accumulate::kYes);
-    return n;
-  }
-
-  void linear(const Conv& conv, ConstView x, View y) {
-    const Weight weight{.values = conv.weight, .bias = conv.bias};
-    ops_->linear({.x = x, .weight = weight, .y = y});
+  Image attend(const Attention& a, const Image& x) {
+    const Image n = normalise(a.norm, x, false);
+    const Image q = convolve(a.q, n);
+    const Image k = convolve(a.k, n);
+    const Image v = convolve(a.v, n);
+    const Image o = like(x);
+    if (ops_ != nullptr) {
+      ops_->attention({.q = q.view(),
+                       .k = k.view(),
+                       .v = v.view(),
+                       .scale = 1.0F / std::sqrt(static_cast<float>(x.view().cols)),
+                       .o = o.view()});
+    }
+    return convolve(a.proj_out, o, Resample::kNone, x.view());
   }
 
   Image middle(const Network& n, Image x) {
     x = run_resnet(n.mid_1, std::move(x));
-    x = attend(n.attention, std::move(x));
+    x = attend(n.attention, x);
     return run_resnet(n.mid_2, std::move(x));
   }
 
-  void finish(const Network& n, Image x, View out) {
-    x = normalise(n.norm_out, x, true);
-    x = convolve(n.conv_out, x);
-    if (ops_ != nullptr) ops_->copy(x.view(), out, Accumulate::kNo);
-  }
-
   Ops* ops_;
+  DType dtype_;  // of activations
   Pool& pool_;
   const VaeShape& shape_;
 };
@@ -254,21 +250,23 @@ void weights(WeightVisitor& visitor, Network& n) {
   visit(visitor, n.conv_out);
 }
 
-std::size_t encode_workspace(const VaeShape& shape, std::int64_t batch, std::int64_t height, std::int64_t width) {
+std::size_t encode_workspace(const VaeShape& shape, DType activation, std::int64_t batch, std::int64_t height,
+                             std::int64_t width) {
   check(shape, height, width);
   Pool pool;
   const ConstView image(nullptr, DType::F32, batch, kPixelChannels, height * width);
-  Pass(nullptr, pool, shape).encode(make_encoder(shape), image, height, width, {});
+  Pass(nullptr, activation, pool, shape).encode(make_encoder(shape), image, height, width, {});
   return pool.peak();
 }
 
-std::size_t decode_workspace(const VaeShape& shape, std::int64_t batch, std::int64_t height, std::int64_t width) {
+std::size_t decode_workspace(const VaeShape& shape, DType activation, std::int64_t batch, std::int64_t height,
+                             std::int64_t width) {
   check(shape, height, width);
   Pool pool;
   const std::int64_t h = height / shape.factor();
   const std::int64_t w = width / shape.factor();
   const ConstView z(nullptr, DType::F32, batch, shape.latent_channels, h * w);
-  Pass(nullptr, pool, shape).decode(make_decoder(shape), z, h, w, {});
+  Pass(nullptr, activation, pool, shape).decode(make_decoder(shape), z, h, w, {});
   return pool.peak();
 }
 
@@ -276,14 +274,15 @@ void encode(Ops& ops, const VaeShape& shape, const Network& encoder, ConstView i
             std::int64_t width, View workspace, View moments) {
   check(shape, height, width);
   Pool pool(workspace);
-  Pass(&ops, pool, shape).encode(encoder, image, height, width, moments);
+  Pass(&ops, ops.activation_type(), pool, shape).encode(encoder, image, height, width, moments);
 }
 
 void decode(Ops& ops, const VaeShape& shape, const Network& decoder, ConstView z, std::int64_t height,
             std::int64_t width, View workspace, View image) {
   check(shape, height, width);
   Pool pool(workspace);
-  Pass(&ops, pool, shape).decode(decoder, z, height / shape.factor(), width / shape.factor(), image);
+  Pass(&ops, ops.activation_type(), pool, shape)
+      .decode(decoder, z, height / shape.factor(), width / shape.factor(), image);
 }
 
 }  // namespace squareq::vae

@@ -1,5 +1,6 @@
 // The convolutional autoencoder of FLUX.1: pixels to the moments of a latent, and a latent to pixels. Names and
-// architecture as in Black Forest Labs' flux/modules/autoencoder.py. Images are [B, channels, height * width].
+// architecture as in Black Forest Labs' flux/modules/autoencoder.py. Inside, images are
+// [B, height * width, channels].
 #pragma once
 
 #include <cstddef>
@@ -60,16 +61,18 @@ Network make_decoder(const VaeShape& shape);
 
 void weights(WeightVisitor& visitor, Network& network);
 
-// Bytes of workspace for a batch of images of this size in pixels.
-std::size_t encode_workspace(const VaeShape& shape, std::int64_t batch, std::int64_t height, std::int64_t width);
-std::size_t decode_workspace(const VaeShape& shape, std::int64_t batch, std::int64_t height, std::int64_t width);
+// Bytes of workspace for a batch of images of this size in pixels; `activation`: Ops::activation_type().
+std::size_t encode_workspace(const VaeShape& shape, DType activation, std::int64_t batch, std::int64_t height,
+                             std::int64_t width);
+std::size_t decode_workspace(const VaeShape& shape, DType activation, std::int64_t batch, std::int64_t height,
+                             std::int64_t width);
 
-// image [B, 3, height * width] with values in [-1, 1] to moments [B, 2 z, n], n latent pixels: means, then logarithms
-// of variances, not normalised (see model/latent.h). height and width are multiples of shape.factor().
+// image [B, 3, height * width] F32 with values in [-1, 1] to moments [B, 2 z, n] F32, n latent pixels: means, then
+// logarithms of variances, not normalised (see model/latent.h). height and width are multiples of shape.factor().
 void encode(Ops& ops, const VaeShape& shape, const Network& encoder, ConstView image, std::int64_t height,
             std::int64_t width, View workspace, View moments);
 
-// z [B, z, n], not normalised, to image [B, 3, height * width], about [-1, 1] and not clamped.
+// z [B, z, n] F32, not normalised, to image [B, 3, height * width], about [-1, 1] and not clamped.
 void decode(Ops& ops, const VaeShape& shape, const Network& decoder, ConstView z, std::int64_t height,
             std::int64_t width, View workspace, View image);
 

@@ -106,39 +106,45 @@ void CpuOps::rms_norm(ConstView x, ConstView gain, float epsilon, View y) {
 }
 
 void CpuOps::group_norm(const GroupNorm& p) {
-  require(same_shape(p.x, p.y) && p.groups > 0 && p.x.rows % p.groups == 0 && p.gain.count() == p.x.rows &&
-              p.bias.count() == p.x.rows,
+  require(same_shape(p.x, p.y) && p.groups > 0 && p.x.cols % p.groups == 0 && p.gain.count() == p.x.cols &&
+              p.bias.count() == p.x.cols,
           "group_norm: shapes");
-  const std::int64_t channels = p.x.rows / p.groups;
-  const std::int64_t pixels = p.x.cols;
+  const std::int64_t n = p.x.cols;
+  const std::int64_t channels = n / p.groups;
   const float* gain = as_floats(p.gain, gain_);
   const float* bias = as_floats(p.bias, bias_);
-  const double count = static_cast<double>(channels) * static_cast<double>(pixels);
-  pool_.parallel_for(p.x.batch * p.groups, [&](std::int64_t task, int) {
-    const std::int64_t b = task / p.groups;
-    const std::int64_t first = task % p.groups * channels;
+  const double count = static_cast<double>(channels) * static_cast<double>(p.x.rows);
+  float* mean = statistics_.at_least(3 * p.x.batch * n);  // of every channel's group
+  float* sums = mean + p.x.batch * n;                     // of one channel
+  float* inverse = sums + p.x.batch * n;
+  const auto column_sums_of = [&](auto term) {
+    column_sums(p.x.rows, View(reinterpret_cast<std::byte*>(sums), DType::F32, p.x.batch, 1, n), term);
+  };
+  const auto group_sum = [&](std::int64_t first) {
     double sum = 0.0;
-    for (std::int64_t c = first; c < first + channels; ++c) {
-      const float* x = p.x.f32(b, c);
-      sum += lane_sum<double>(pixels, [&](std::int64_t i) { return x[i]; });
-    }
-    const auto mean = static_cast<float>(sum / count);
-    double squares = 0.0;
-    for (std::int64_t c = first; c < first + channels; ++c) {
-      const float* x = p.x.f32(b, c);
-      squares += lane_sum<double>(pixels, [&](std::int64_t i) { return (x[i] - mean) * (x[i] - mean); });
-    }
-    const auto inverse = static_cast<float>(1.0 / std::sqrt(squares / count + static_cast<double>(p.epsilon)));
-    for (std::int64_t c = first; c < first + channels; ++c) {
-      const float* x = p.x.f32(b, c);
-      float* y = p.y.f32(b, c);
-      const float factor = gain[c] * inverse;
-      const float shift = bias[c];
-      for (std::int64_t i = 0; i < pixels; ++i) {
-        const float value = (x[i] - mean) * factor + shift;
-        y[i] = p.silu ? swish(1.0F, value) : value;
-      }
-    }
+    for (std::int64_t c = first; c < first + channels; ++c) sum += static_cast<double>(sums[c]);
+    return sum;
+  };
+  column_sums_of([&](std::int64_t b, std::int64_t t, std::int64_t c) { return p.x.f32(b, t)[c]; });
+  for (std::int64_t first = 0; first < p.x.batch * n; first += channels) {
+    std::fill_n(mean + first, channels, static_cast<float>(group_sum(first) / count));
+  }
+  column_sums_of([&](std::int64_t b, std::int64_t t, std::int64_t c) {
+    const float d = p.x.f32(b, t)[c] - mean[b * n + c];
+    return d * d;
+  });
+  for (std::int64_t first = 0; first < p.x.batch * n; first += channels) {
+    const double variance = group_sum(first) / count;
+    std::fill_n(inverse + first, channels,
+                static_cast<float>(1.0 / std::sqrt(variance + static_cast<double>(p.epsilon))));
+  }
+  for_rows(p.x.batch, p.x.rows, n, [&](std::int64_t b, std::int64_t t, int) {
+    const float* x = p.x.f32(b, t);
+    const float* m = mean + b * n;
+    const float* factor = inverse + b * n;
+    float* y = p.y.f32(b, t);
+    for (std::int64_t c = 0; c < n; ++c) y[c] = (x[c] - m[c]) * (gain[c] * factor[c]) + bias[c];
+    for (std::int64_t c = 0; p.silu && c < n; ++c) y[c] = swish(1.0F, y[c]);
   });
 }
 

@@ -19,11 +19,11 @@ struct Problem {
       : shape(c),
         out_height((c.upsample * c.height + c.before + c.after - c.kernel) / c.stride + 1),
         out_width((c.upsample * c.width + c.before + c.after - c.kernel) / c.stride + 1),
-        x(c.batch, c.in, c.height * c.width, 1, c.memory),
+        x(c.batch, c.height * c.width, c.in, 1, c.memory),
         weight(1, c.out, c.in * c.kernel * c.kernel, 2, c.memory),
         bias(1, 1, c.out, 3),
-        residual(c.batch, c.out, out_height * out_width, 4, c.memory),
-        y(c.batch, c.out, out_height * out_width, 5, c.memory) {}
+        residual(c.batch, out_height * out_width, c.out, 4, c.memory),
+        y(c.batch, out_height * out_width, c.out, 5, c.memory) {}
 
   Convolution forward() const {
     return {.x = x,
@@ -44,14 +44,14 @@ struct Problem {
   double pixel(std::int64_t b, std::int64_t o, std::int64_t oy, std::int64_t ox) const {
     const Case& c = shape;
     double sum = static_cast<double>(bias.view().f32()[o]);
-    if (c.residual) sum += static_cast<double>(residual.view().f32(b, o)[oy * out_width + ox]);
+    if (c.residual) sum += static_cast<double>(residual.view().f32(b, oy * out_width + ox)[o]);
     for (std::int64_t i = 0; i < c.in; ++i) {
       for (std::int64_t ky = 0; ky < c.kernel; ++ky) {
         for (std::int64_t kx = 0; kx < c.kernel; ++kx) {
           const std::int64_t iy = oy * c.stride + ky - c.before;
           const std::int64_t ix = ox * c.stride + kx - c.before;
           if (iy < 0 || ix < 0 || iy >= c.upsample * c.height || ix >= c.upsample * c.width) continue;
-          sum += static_cast<double>(x.view().f32(b, i)[iy / c.upsample * c.width + ix / c.upsample]) *
+          sum += static_cast<double>(x.view().f32(b, iy / c.upsample * c.width + ix / c.upsample)[i]) *
                  static_cast<double>(weight.view().f32(0, o)[(i * c.kernel + ky) * c.kernel + kx]);
         }
       }
@@ -62,8 +62,8 @@ struct Problem {
   Doubles formula() const {
     Doubles result;
     for (std::int64_t b = 0; b < shape.batch; ++b) {
-      for (std::int64_t o = 0; o < shape.out; ++o) {
-        for (std::int64_t i = 0; i < out_height * out_width; ++i) {
+      for (std::int64_t i = 0; i < out_height * out_width; ++i) {
+        for (std::int64_t o = 0; o < shape.out; ++o) {
           result.push_back(pixel(b, o, i / out_width, i % out_width));
         }
       }

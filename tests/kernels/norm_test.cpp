@@ -121,25 +121,32 @@ TEST_CASE("rms_norm agrees with the formula, also with a bfloat16 gain") {
 TEST_CASE("group_norm agrees with the formula, with and without SiLU") {
   const std::unique_ptr<Ops> ops = make_cpu_ops(2);
   for (const bool silu : {false, true}) {
-    const Tensor x(2, 6, 35, 1, Memory::kSlice, 3.0F), y(2, 6, 35, 2, Memory::kSlice), gain(1, 1, 6, 3),
+    const Tensor x(2, 35, 6, 1, Memory::kSlice, 3.0F), y(2, 35, 6, 2, Memory::kSlice), gain(1, 1, 6, 3),
         bias(1, 1, 6, 4);
     ops->group_norm({.x = x, .groups = 3, .gain = gain, .bias = bias, .silu = silu, .y = y});
-    Doubles expected = normalised(doubles(x), 2 * 35, kEpsilon);
+    // Element (b, t, c) stands in row (b, group) of the groups.
+    const auto at = [](std::size_t i) {
+      const std::size_t b = i / (35 * 6), t = i / 6 % 35, c = i % 6;
+      return (b * 3 + c / 2) * 70 + 2 * t + c % 2;
+    };
+    const Doubles values = doubles(x);
+    Doubles groups(values.size()), expected(values.size());
+    for (std::size_t i = 0; i < values.size(); ++i) groups[at(i)] = values[i];
+    groups = normalised(groups, 70, kEpsilon);
     for (std::size_t i = 0; i < expected.size(); ++i) {
-      const std::size_t channel = i / 35 % 6;
-      const double value = doubles(gain)[channel] * expected[i] + doubles(bias)[channel];
+      const double value = doubles(gain)[i % 6] * groups[at(i)] + doubles(bias)[i % 6];
       expected[i] = silu ? value / (1.0 + std::exp(-value)) : value;
     }
     CHECK(error(y, expected) <= kForwardTolerance);
   }
-  const Tensor x(1, 6, 4, 1), y(1, 6, 4, 2), gain(1, 1, 6, 3);
+  const Tensor x(1, 4, 6, 1), y(1, 4, 6, 2), gain(1, 1, 6, 3);
   CHECK_THROWS_AS(ops->group_norm({.x = x, .groups = 4, .gain = gain, .bias = gain, .y = y}), std::logic_error);
 }
 
 TEST_CASE("norms give the same bits for any number of threads") {
   const std::unique_ptr<Ops> one = make_cpu_ops(1);
   const std::unique_ptr<Ops> three = make_cpu_ops(3);
-  const Tensor x(2, 150, 193, 1), dy(2, 150, 193, 2), scale(2, 1, 193, 3), shift(2, 1, 193, 4), gain(1, 1, 150, 5);
+  const Tensor x(2, 150, 193, 1), dy(2, 150, 193, 2), scale(2, 1, 193, 3), shift(2, 1, 193, 4), gain(1, 1, 193, 5);
   const auto run = [&](Ops& ops) {
     const Tensor y(2, 150, 193, 6), dx(2, 150, 193, 7), dscale(2, 1, 193, 8), dshift(2, 1, 193, 9), g(2, 150, 193, 10);
     ops.modulated_norm({.x = x, .scale = scale, .shift = shift, .y = y});

@@ -53,15 +53,15 @@ TEST_CASE("latents: mean, sample and back") {
 
 TEST_CASE("pool: buffers are reused, never shared") {
   const auto use = [](Pool& pool) {
-    Pool::Lease a = pool.take(1, 1, 64);
-    Pool::Lease b = pool.take(1, 1, 128);
+    Pool::Lease a = pool.take(DType::F32, 1, 1, 64);
+    Pool::Lease b = pool.take(DType::F32, 1, 1, 128);
     std::vector<std::byte*> at{a.view().data, b.view().data};
     a.release();
-    const Pool::Lease wide = pool.take(1, 1, 128);  // does not fit where a was
-    const Pool::Lease narrow = pool.take(1, 1, 1);  // does
+    const Pool::Lease wide = pool.take(DType::F32, 1, 1, 128);  // does not fit where a was
+    const Pool::Lease narrow = pool.take(DType::F32, 1, 1, 1);  // does
     at.push_back(wide.view().data);
     at.push_back(narrow.view().data);
-    b = pool.take(1, 2, 64);  // taken before the old b goes
+    b = pool.take(DType::F32, 1, 2, 64);  // taken before the old b goes
     at.push_back(b.view().data);
     return at;
   };
@@ -75,5 +75,5 @@ TEST_CASE("pool: buffers are reused, never shared") {
   std::vector<std::ptrdiff_t> offsets;
   for (const std::byte* p : at) offsets.push_back((p - memory.data()) / 4);
   CHECK(offsets == std::vector<std::ptrdiff_t>{0, 64, 192, 0, 320});
-  CHECK_THROWS_AS(pool.take(1, 1, 512), std::logic_error);
+  CHECK_THROWS_AS(pool.take(DType::F32, 1, 1, 512), std::logic_error);
 }

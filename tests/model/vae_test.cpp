@@ -19,7 +19,8 @@ struct Size {
 std::vector<float> encode(const VaeShape& shape, const Size& size, std::vector<float> image, WeightVisitor& weights) {
   vae::Network encoder = vae::make_encoder(shape);
   vae::weights(weights, encoder);
-  const auto bytes = static_cast<std::int64_t>(vae::encode_workspace(shape, size.batch, size.height, size.width));
+  const auto bytes =
+      static_cast<std::int64_t>(vae::encode_workspace(shape, DType::F32, size.batch, size.height, size.width));
   std::vector<float> workspace(static_cast<std::size_t>(bytes) / sizeof(float));
   const std::int64_t latent = size.height * size.width / (shape.factor() * shape.factor());
   std::vector<float> moments(static_cast<std::size_t>(size.batch * 2 * shape.latent_channels * latent));
@@ -33,7 +34,8 @@ std::vector<float> encode(const VaeShape& shape, const Size& size, std::vector<f
 std::vector<float> decode(const VaeShape& shape, const Size& size, std::vector<float> latent, WeightVisitor& weights) {
   vae::Network decoder = vae::make_decoder(shape);
   vae::weights(weights, decoder);
-  const auto bytes = static_cast<std::int64_t>(vae::decode_workspace(shape, size.batch, size.height, size.width));
+  const auto bytes =
+      static_cast<std::int64_t>(vae::decode_workspace(shape, DType::F32, size.batch, size.height, size.width));
   std::vector<float> workspace(static_cast<std::size_t>(bytes) / sizeof(float));
   const std::int64_t pixels = size.height * size.width;
   std::vector<float> image(static_cast<std::size_t>(size.batch * 3 * pixels));
@@ -119,8 +121,8 @@ TEST_CASE("autoencoder: a batch gives what its samples give alone") {
 }
 
 TEST_CASE("autoencoder: sides that are no multiple of its factor are refused") {
-  CHECK_THROWS_AS(vae::encode_workspace(tiny(), 1, 8, 9), std::logic_error);
-  CHECK_THROWS_AS(vae::decode_workspace(tiny(), 1, 0, 8), std::logic_error);
+  CHECK_THROWS_AS(vae::encode_workspace(tiny(), DType::F32, 1, 8, 9), std::logic_error);
+  CHECK_THROWS_AS(vae::decode_workspace(tiny(), DType::F32, 1, 0, 8), std::logic_error);
 }
 
 TEST_CASE("autoencoder: golden file") {

@@ -1,0 +1,169 @@
+// Group normalisation of images [B, pixels, C] in three kernels: mean and sum of squared deviations of every channel in
+// chunks of pixels; those of all channels and chunks of a group put together; the values. All sums have a fixed order.
+#include "kernels/cuda/channels.cuh"
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/cuda_ops.h"
+
+namespace squareq::cuda {
+namespace {
+
+constexpr int kChunk = 256;    // pixels of a block
+constexpr int kThreads = 256;  // at most; x: runs of channels, y: pixels
+
+struct Shape {
+  int pixels, channels, groups;
+};
+
+// Sums of a chunk are of x - x[first pixel of the chunk]: a mean far from zero does not cancel the variance.
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads) chunk_moments(Rows<const T> x, Shape s, Rows<float2> moments) {
+  __shared__ float2 sums[kThreads * N];
+  const int channel = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) * N;
+  const int begin = static_cast<int>(blockIdx.y) * kChunk;
+  const int end = min(begin + kChunk, s.pixels);
+  const bool inside = channel < s.channels;
+  float first[N] = {}, sum[N] = {}, squares[N] = {};
+  if (inside) load_run(x(blockIdx.z, begin) + channel, first);
+  for (int pixel = begin + static_cast<int>(threadIdx.y); inside && pixel < end;
+       pixel += static_cast<int>(blockDim.y)) {
+    float values[N];
+    load_run(x(blockIdx.z, pixel) + channel, values);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float d = values[i] - first[i];
+      sum[i] += d;
+      squares[i] += d * d;
+    }
+  }
+  // Consecutive threads at consecutive addresses.
+  const int across = static_cast<int>(blockDim.x), down = static_cast<int>(blockDim.y);
+  const auto at = [&](int row, int i) { return (row * N + i) * across + static_cast<int>(threadIdx.x); };
+#pragma unroll
+  for (int i = 0; i < N; ++i) sums[at(static_cast<int>(threadIdx.y), i)] = {sum[i], squares[i]};
+  __syncthreads();
+  if (threadIdx.y > 0 || !inside) return;
+  const auto n = static_cast<float>(end - begin);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    for (int row = 1; row < down; ++row) {
+      sum[i] += sums[at(row, i)].x;
+      squares[i] += sums[at(row, i)].y;
+    }
+    moments(blockIdx.z, blockIdx.y)[channel + i] = {first[i] + sum[i] / n,
+                                                    fmaxf(squares[i] - sum[i] * sum[i] / n, 0.0F)};
+  }
+}
+
+__device__ double block_sum(double value) {
+  __shared__ double sums[kThreads];
+  sums[threadIdx.x] = value;
+  for (unsigned n = kThreads / 2; n > 0; n /= 2) {
+    __syncthreads();
+    if (threadIdx.x < n) sums[threadIdx.x] += sums[threadIdx.x + n];
+  }
+  __syncthreads();
+  const double sum = sums[0];
+  __syncthreads();  // before the next call writes
+  return sum;
+}
+
+// One block a group: mean and 1 / sqrt(variance + epsilon).
+__global__ void __launch_bounds__(kThreads)
+    group_moments(Rows<const float2> moments, Shape s, int chunks, float epsilon, Rows<float2> statistics) {
+  const int channels = s.channels / s.groups;
+  const int first = static_cast<int>(blockIdx.x) * channels;
+  const double count = static_cast<double>(s.pixels) * channels;
+  const auto sum = [&](auto term) {
+    double total = 0.0;
+    for (int i = static_cast<int>(threadIdx.x); i < chunks * channels; i += kThreads) {
+      const int chunk = i / channels;
+      const int n = min(kChunk, s.pixels - chunk * kChunk);
+      total += term(moments(blockIdx.y, chunk)[first + i % channels], n);
+    }
+    return block_sum(total);
+  };
+  const double mean = sum([](float2 m, int n) { return static_cast<double>(m.x) * n; }) / count;
+  const double variance = sum([mean](float2 m, int n) {
+                            const double d = static_cast<double>(m.x) - mean;
+                            return static_cast<double>(m.y) + d * d * n;
+                          }) /
+                          count;
+  if (threadIdx.x == 0) {
+    const auto inverse = static_cast<float>(1.0 / sqrt(variance + static_cast<double>(epsilon)));
+    statistics(blockIdx.y, 0)[blockIdx.x] = {static_cast<float>(mean), inverse};
+  }
+}
+
+template <class Tx, class Ty, int N>
+__global__ void __launch_bounds__(kThreads) normalise(Rows<const Tx> x, Shape s, Rows<const float2> statistics,
+                                                      AnyFloats gain, AnyFloats bias, bool silu, Rows<Ty> y) {
+  const int channel = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) * N;
+  if (channel >= s.channels) return;
+  const int begin = static_cast<int>(blockIdx.y) * kChunk;
+  const int end = min(begin + kChunk, s.pixels);
+  float mean[N], factor[N], shift[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const float2 m = statistics(blockIdx.z, 0)[(channel + i) / (s.channels / s.groups)];
+    mean[i] = m.x;
+    factor[i] = gain[channel + i] * m.y;
+    shift[i] = bias[channel + i];
+  }
+  for (int pixel = begin + static_cast<int>(threadIdx.y); pixel < end; pixel += static_cast<int>(blockDim.y)) {
+    float values[N];
+    load_run(x(blockIdx.z, pixel) + channel, values);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float v = (values[i] - mean[i]) * factor[i] + shift[i];
+      values[i] = silu ? v / (1.0F + __expf(-v)) : v;
+    }
+    store_run(values, y(blockIdx.z, pixel) + channel);
+  }
+}
+
+template <class Tx, class Ty, int N>
+void launch(const GroupNorm& p, View moments, View statistics, cudaStream_t stream) {
+  const Shape s{static_cast<int>(p.x.rows), static_cast<int>(p.x.cols), static_cast<int>(p.groups)};
+  const int runs = s.channels / N;
+  const int across = std::min(runs, kThreads);
+  const dim3 block(static_cast<unsigned>(across), static_cast<unsigned>(kThreads / across));
+  const auto batch = static_cast<unsigned>(p.x.batch);
+  const dim3 grid(ceil_div(runs, across), static_cast<unsigned>(moments.rows), batch);
+  // Pairs of floats.
+  const Rows<float2> m{reinterpret_cast<float2*>(moments.data), moments.batch_stride / 2, moments.row_stride / 2};
+  const Rows<float2> g{reinterpret_cast<float2*>(statistics.data), statistics.batch_stride / 2, 0};
+  const Rows<const float2> m_read{m.data, m.batch_stride, m.row_stride}, g_read{g.data, g.batch_stride, 0};
+  chunk_moments<Tx, N><<<grid, block, 0, stream>>>(rows_of<Tx>(p.x), s, m);
+  check_launch("chunk_moments");
+  group_moments<<<dim3(static_cast<unsigned>(s.groups), batch), kThreads, 0, stream>>>(
+      m_read, s, static_cast<int>(moments.rows), p.epsilon, g);
+  check_launch("group_moments");
+  normalise<Tx, Ty, N><<<grid, block, 0, stream>>>(rows_of<Tx>(p.x), s, g_read, AnyFloats(p.gain), AnyFloats(p.bias),
+                                                   p.silu, rows_of<Ty>(p.y));
+  check_launch("normalise");
+}
+
+}  // namespace
+
+void CudaOps::group_norm(const GroupNorm& p) {
+  require(same_shape(p.x, p.y) && p.groups > 0 && p.x.cols % p.groups == 0 && p.gain.count() == p.x.cols &&
+              p.bias.count() == p.x.cols,
+          "group_norm: shapes");
+  require(p.x.rows <= std::int64_t{65535} * kChunk, "group_norm: image is too large");
+  Scratch scratch(*this);
+  const View moments = scratch.take(DType::F32, p.x.batch, ceil_div(p.x.rows, kChunk), 2 * p.x.cols);
+  const View statistics = scratch.take(DType::F32, p.x.batch, 1, 2 * p.groups);
+  if (scratch.rehearsing()) return;
+  const bool runs = in_runs(p.x) && in_runs(p.y);
+  with_type(p.x.dtype, [&]<class Tx>() {
+    with_type(p.y.dtype, [&]<class Ty>() {
+      if (runs) {
+        launch<Tx, Ty, kRun>(p, moments, statistics, stream_);
+      } else {
+        launch<Tx, Ty, 1>(p, moments, statistics, stream_);
+      }
+    });
+  });
+}
+
+}  // namespace squareq::cuda
