@@ -13,8 +13,9 @@ inline constexpr int kSumWarps = 8;
 inline std::int64_t pieces_of(std::int64_t rows) { return (rows + kPieceRows - 1) / kPieceRows; }
 
 // Term::kSums values for each element: term.add(b, t, c, sums) adds those of N columns of one row.
+// Three blocks to a multiprocessor leave enough registers on every architecture.
 template <int N, class Term>
-__global__ void __launch_bounds__(kWarp* kSumWarps)
+__global__ void __launch_bounds__(kWarp* kSumWarps, 3)
     column_pieces_kernel(Term term, int rows, int cols, float* __restrict__ partial) {
   __shared__ float shared[kSumWarps][kWarp * N];
   const int lane = threadIdx.x % kWarp;
@@ -27,6 +28,7 @@ __global__ void __launch_bounds__(kWarp* kSumWarps)
     for (int t = blockIdx.y * kPieceRows + warp; t < last; t += kSumWarps) term.add(blockIdx.z, t, c, sums);
   }
   partial += static_cast<std::int64_t>(blockIdx.z * gridDim.y + blockIdx.y) * Term::kSums * cols;
+#pragma unroll
   for (int k = 0; k < Term::kSums; ++k, partial += cols) {
     __syncthreads();
 #pragma unroll

@@ -5,20 +5,24 @@
 namespace squareq::cuda {
 namespace {
 
-// A row of up to kHeldCols columns stays in registers, kHeld packs in each thread: a block is then as small as a row
-// allows, and many of them hide each other's barriers.
-constexpr int kHeld = 4;
+// A row stays in registers where it is not longer than a block of kMaxThreads holds, kHeld packs in each thread: blocks
+// are then as small as rows allow, and many of them hide each other's barriers. The backward pass holds two rows.
 constexpr int kMaxThreads = 512;
-constexpr std::int64_t kHeldCols = kMaxThreads * kHeld * kWide;
+constexpr int kForwardHeld = 4;
+constexpr int kBackwardHeld = 2;
 
-// Threads for rows of `cols` columns; with N = 1 each visit of a row reads memory again.
-template <int N>
+constexpr std::int64_t held_cols(int held) { return std::int64_t{kMaxThreads} * held * kWide; }
+
+// Packs held with N values in each; with N = 1 none are, and each visit of a row reads memory again.
+template <int N, int kHeld>
+constexpr int kHeldFor = N == kWide ? kHeld : 0;
+
+// Threads for rows of `cols` columns.
+template <int N, int kHeld>
 unsigned threads_for(std::int64_t cols) {
   const unsigned warps = ceil_div(cols, (N == kWide ? kHeld : 1) * N * kWarp);
   return kWarp * std::min<unsigned>(warps, kMaxThreads / kWarp);
 }
-template <int N>
-constexpr int kHeldFor = N == kWide ? kHeld : 0;
 
 struct Statistics {
   float mean, inverse;
@@ -91,7 +95,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   __shared__ float buffers[2][1][kWarp];
   const unsigned b = blockIdx.x / rows;
   const unsigned t = blockIdx.x % rows;
-  const Row<X, N, kHeldFor<N>> row(x(b, t), cols, threadIdx.x, blockDim.x);
+  const Row<X, N, kHeldFor<N, kForwardHeld>> row(x(b, t), cols, threadIdx.x, blockDim.x);
   const float mean = Affine::kCentred ? mean_of(row, cols, buffers[0]) : 0.0F;
   const float inverse = inverse_of(row, cols, mean, epsilon, buffers[1]);
   Y* to = y(b, t);
@@ -107,8 +111,8 @@ __global__ void __launch_bounds__(kMaxThreads)
 template <class Affine>
 void normalise(cudaStream_t stream, const ConstView& x, const View& y, bool is_wide, float epsilon,
                const Affine& affine) {
-  with_types(x.dtype, y.dtype, is_wide && x.cols <= kHeldCols, [&]<class X, class Y, int N>() {
-    norm_kernel<X, Y, N><<<static_cast<unsigned>(x.batch * x.rows), threads_for<N>(x.cols), 0, stream>>>(
+  with_types(x.dtype, y.dtype, is_wide && x.cols <= held_cols(kForwardHeld), [&]<class X, class Y, int N>() {
+    norm_kernel<X, Y, N><<<static_cast<unsigned>(x.batch * x.rows), threads_for<N, kForwardHeld>(x.cols), 0, stream>>>(
         rows_of<X>(x), rows_of<Y>(y), static_cast<unsigned>(x.rows), static_cast<int>(x.cols), epsilon, affine);
   });
   check_launch("norm");
@@ -123,8 +127,8 @@ __global__ void __launch_bounds__(kMaxThreads)
   __shared__ float pair_buffer[2][kWarp];
   const unsigned b = blockIdx.x / rows;
   const unsigned t = blockIdx.x % rows;
-  const Row<X, N, kHeldFor<N>> row(x(b, t), cols, threadIdx.x, blockDim.x);
-  const Row<D, N, kHeldFor<N>> drow(dy(b, t), cols, threadIdx.x, blockDim.x);
+  const Row<X, N, kHeldFor<N, kBackwardHeld>> row(x(b, t), cols, threadIdx.x, blockDim.x);
+  const Row<D, N, kHeldFor<N, kBackwardHeld>> drow(dy(b, t), cols, threadIdx.x, blockDim.x);
   const float* factors = scale(b, 0);
   const float mean = mean_of(row, cols, buffers[0]);
   const float inverse = inverse_of(row, cols, mean, epsilon, buffers[1]);
@@ -206,14 +210,14 @@ void CudaOps::modulated_norm_backward(const ModulatedNormBackward& p) {
     partial = scratch.take(DType::F32, p.x.batch * pieces_of(p.x.rows), ModulationTerm<float, float>::kSums, p.x.cols);
   }
   if (scratch.rehearsing() || p.x.count() == 0) return;
-  const bool is_wide = wide({p.dy, p.x, p.scale, p.dx}) && p.x.cols <= kHeldCols;
+  const bool is_wide = wide({p.dy, p.x, p.scale, p.dx}) && p.x.cols <= held_cols(kBackwardHeld);
   auto* stored = reinterpret_cast<Statistics*>(statistics.data);
   with_types(p.x.dtype, p.dy.dtype, is_wide, [&]<class X, class D, int N>() {
     const Rows<const D> dy = rows_of<D>(p.dy);
     const Rows<const X> x = rows_of<X>(p.x);
     if (p.dx || p.dscale) {
       const auto blocks = static_cast<unsigned>(p.x.batch * p.x.rows);
-      modulated_norm_backward_kernel<X, D, N><<<blocks, threads_for<N>(p.x.cols), 0, stream_>>>(
+      modulated_norm_backward_kernel<X, D, N><<<blocks, threads_for<N, kBackwardHeld>(p.x.cols), 0, stream_>>>(
           dy, x, float_rows(p.scale), static_cast<unsigned>(p.x.rows), static_cast<int>(p.x.cols), p.epsilon,
           any_rows(p.dx), p.accumulate == Accumulate::kYes, stored);
       check_launch("modulated_norm_backward");

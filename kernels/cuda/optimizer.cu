@@ -126,7 +126,7 @@ void CudaOps::squared_error(ConstView prediction, ConstView target, std::span<co
   const View partial = scratch.take(DType::F64, 1, batch, pieces_of<1>(count));
   const View totals = scratch.take(DType::F64, 1, 1, batch);
   const View factors = scratch.take(DType::F32, 1, 1, batch);
-  if (scratch.rehearsing()) return;
+  if (scratch.rehearsing() || batch == 0) return;
   require(count > 0, "squared_error: no rows");
 
   if (wants_gradient) {

@@ -37,15 +37,26 @@ struct Heads {
   }
 };
 
-// Wide packs are held in registers; else pairs are read at each visit.
-template <class T, int N>
-using Head = Row<T, N, N == kWide ? 1 : 0>;
+// Wide packs (of kWide features and half as many angles) are held in registers; else pairs are read at each visit.
+template <class T, int N, int kFeatures = N>
+using Head = Row<T, N, kFeatures == kWide ? 1 : 0>;
+
+// The angles of a row, on their way before the sums of the norm are waited for.
+template <int N>
+struct Turn {
+  Head<float, N / 2, N> cosine, sine;
+
+  __device__ Turn(const Heads& heads, unsigned t, int lane)
+      : cosine(heads.cosine(0, t), heads.features / 2, lane, kLanes),
+        sine(heads.sine(0, t), heads.features / 2, lane, kLanes) {}
+};
 
 template <class X, class Y, int N>
 __global__ void __launch_bounds__(kThreads) norm_rope_kernel(Heads heads, Rows<const X> x, Rows<Y> y) {
   const auto [b, t, begin, lane, threads, inside] = heads.mine();
   if (!inside) return;
   const Head<X, N> head(x(b, t) + begin, heads.features, lane, kLanes);
+  const Turn<N> turn(heads, t, lane);
   float squares = 0.0F;
   head.each([&](int i, int c) {
     const Pack<X, N> from = head.at(i, c);
@@ -53,13 +64,11 @@ __global__ void __launch_bounds__(kThreads) norm_rope_kernel(Heads heads, Rows<c
   });
   squares = group_sum(squares, kLanes, threads);
   const float inverse = 1.0F / sqrtf(squares / static_cast<float>(heads.features) + heads.epsilon);
-  const float* cosines = heads.cosine(0, t);
-  const float* sines = heads.sine(0, t);
   Y* to = y(b, t) + begin;
   head.each([&](int i, int c) {
     const Pack<X, N> from = head.at(i, c);
-    const Pack<float, N / 2> cosine = load<N / 2>(cosines + c / 2);
-    const Pack<float, N / 2> sine = load<N / 2>(sines + c / 2);
+    const Pack<float, N / 2> cosine = turn.cosine.at(i, c / 2);
+    const Pack<float, N / 2> sine = turn.sine.at(i, c / 2);
     float gain[N], v[N];
     heads.gain.load(0, 0, c, gain);
     for (int j = 0; j < N; j += 2) {
@@ -81,12 +90,11 @@ __global__ void __launch_bounds__(kThreads)
   if (!inside) return;
   const Head<X, N> head(x(b, t) + begin, heads.features, lane, kLanes);
   const Head<D, N> dhead(dy(b, t) + begin, heads.features, lane, kLanes);
-  const float* cosines = heads.cosine(0, t);
-  const float* sines = heads.sine(0, t);
+  const Turn<N> turn(heads, t, lane);
   const auto turn_back = [&](int i, int c, float(&e)[N]) {
     const Pack<D, N> d = dhead.at(i, c);
-    const Pack<float, N / 2> cosine = load<N / 2>(cosines + c / 2);
-    const Pack<float, N / 2> sine = load<N / 2>(sines + c / 2);
+    const Pack<float, N / 2> cosine = turn.cosine.at(i, c / 2);
+    const Pack<float, N / 2> sine = turn.sine.at(i, c / 2);
     float gain[N];
     heads.gain.load(0, 0, c, gain);
     for (int j = 0; j < N; j += 2) {
@@ -96,9 +104,9 @@ __global__ void __launch_bounds__(kThreads)
   };
   float squares = 0.0F;
   float products = 0.0F;
+  float e[N];  // in the wide case of the one pack, so that it need not be computed again
   head.each([&](int i, int c) {
     const Pack<X, N> from = head.at(i, c);
-    float e[N];
     turn_back(i, c, e);
     for (int j = 0; j < N; ++j) {
       squares += from[j] * from[j];
@@ -110,8 +118,8 @@ __global__ void __launch_bounds__(kThreads)
   const float mean = group_sum(products, kLanes, threads) * inverse / n;
   head.each([&](int i, int c) {
     const Pack<X, N> from = head.at(i, c);
-    float e[N], v[N];
-    turn_back(i, c, e);
+    float v[N];
+    if constexpr (N != kWide) turn_back(i, c, e);
     for (int j = 0; j < N; ++j) v[j] = inverse * (e[j] - (from[j] * inverse) * mean);
     dx.store(b, t, begin + c, v);
   });

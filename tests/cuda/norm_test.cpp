@@ -11,7 +11,8 @@ struct Shape {
 
 // Odd sizes; wide accesses in whole tensors and in slices; slices that forbid them; rows that fill the registers of 32
 // to 512 threads, and rows too long for them.
-constexpr std::array<Shape, 8> kShapes{{{2, 3, 17, 0},
+constexpr std::array<Shape, 9> kShapes{{{2, 3, 17, 0},
+                                        {1, 3, 8192, 0},
                                         {1, 5, 3072, 16},
                                         {2, 3, 64, 6},
                                         {3, 2, 8, 0},
