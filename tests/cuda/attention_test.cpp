@@ -1,3 +1,4 @@
+#include "kernels/base/error.h"
 #include "kernels/ops.h"
 #include "tests/cuda/harness.h"
 
