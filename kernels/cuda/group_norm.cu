@@ -20,12 +20,11 @@ __global__ void __launch_bounds__(kThreads) chunk_moments(Rows<const T> x, Shape
   __shared__ float2 sums[kThreads * N];
   const int channel = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) * N;
   const int begin = static_cast<int>(blockIdx.y) * kChunk;
-  const int end = min(begin + kChunk, s.pixels);
-  const bool inside = channel < s.channels;
+  const int end = channel < s.channels ? min(begin + kChunk, s.pixels) : begin;
   float first[N] = {}, sum[N] = {}, squares[N] = {};
-  if (inside) load_run(x(blockIdx.z, begin) + channel, first);
-  for (int pixel = begin + static_cast<int>(threadIdx.y); inside && pixel < end;
-       pixel += static_cast<int>(blockDim.y)) {
+  if (begin < end) load_run(x(blockIdx.z, begin) + channel, first);
+#pragma unroll 4  // loads in flight
+  for (int pixel = begin + static_cast<int>(threadIdx.y); pixel < end; pixel += static_cast<int>(blockDim.y)) {
     float values[N];
     load_run(x(blockIdx.z, pixel) + channel, values);
 #pragma unroll
@@ -35,22 +34,22 @@ __global__ void __launch_bounds__(kThreads) chunk_moments(Rows<const T> x, Shape
       squares[i] += d * d;
     }
   }
-  // Consecutive threads at consecutive addresses.
-  const int across = static_cast<int>(blockDim.x), down = static_cast<int>(blockDim.y);
-  const auto at = [&](int row, int i) { return (row * N + i) * across + static_cast<int>(threadIdx.x); };
+  const int across = static_cast<int>(blockDim.x);
+  const int column = static_cast<int>(threadIdx.x), row = static_cast<int>(threadIdx.y);
 #pragma unroll
-  for (int i = 0; i < N; ++i) sums[at(static_cast<int>(threadIdx.y), i)] = {sum[i], squares[i]};
+  for (int i = 0; i < N; ++i) sums[(row * N + i) * across + column] = {sum[i], squares[i]};
   __syncthreads();
-  if (threadIdx.y > 0 || !inside) return;
-  const auto n = static_cast<float>(end - begin);
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    for (int row = 1; row < down; ++row) {
-      sum[i] += sums[at(row, i)].x;
-      squares[i] += sums[at(row, i)].y;
+  const auto n = static_cast<float>(min(begin + kChunk, s.pixels) - begin);
+  for (int at = row * across + column; at < N * across; at += across * static_cast<int>(blockDim.y)) {
+    const int c = (static_cast<int>(blockIdx.x) * across + at % across) * N + at / across;
+    if (c >= s.channels) continue;
+    float2 total = {};
+    for (int r = 0; r < static_cast<int>(blockDim.y); ++r) {
+      total.x += sums[r * N * across + at].x;
+      total.y += sums[r * N * across + at].y;
     }
-    moments(blockIdx.z, blockIdx.y)[channel + i] = {first[i] + sum[i] / n,
-                                                    fmaxf(squares[i] - sum[i] * sum[i] / n, 0.0F)};
+    moments(blockIdx.z, blockIdx.y)[c] = {to_float(x(blockIdx.z, begin)[c]) + total.x / n,
+                                          fmaxf(total.y - total.x * total.x / n, 0.0F)};
   }
 }
 
@@ -67,12 +66,12 @@ __device__ double block_sum(double value) {
   return sum;
 }
 
-// One block a group: mean and 1 / sqrt(variance + epsilon).
-__global__ void __launch_bounds__(kThreads)
-    group_moments(Rows<const float2> moments, Shape s, int chunks, float epsilon, Rows<float2> statistics) {
+// One block a group: mean and 1 / sqrt(variance + epsilon). `share`: of one value in the group. Divisions and roots of
+// doubles would be calls, which spill registers.
+__global__ void __launch_bounds__(kThreads) group_moments(Rows<const float2> moments, Shape s, int chunks, double share,
+                                                          float epsilon, Rows<float2> statistics) {
   const int channels = s.channels / s.groups;
   const int first = static_cast<int>(blockIdx.x) * channels;
-  const double count = static_cast<double>(s.pixels) * channels;
   const auto sum = [&](auto term) {
     double total = 0.0;
     for (int i = static_cast<int>(threadIdx.x); i < chunks * channels; i += kThreads) {
@@ -82,16 +81,14 @@ __global__ void __launch_bounds__(kThreads)
     }
     return block_sum(total);
   };
-  const double mean = sum([](float2 m, int n) { return static_cast<double>(m.x) * n; }) / count;
-  const double variance = sum([mean](float2 m, int n) {
-                            const double d = static_cast<double>(m.x) - mean;
-                            return static_cast<double>(m.y) + d * d * n;
-                          }) /
-                          count;
-  if (threadIdx.x == 0) {
-    const auto inverse = static_cast<float>(1.0 / sqrt(variance + static_cast<double>(epsilon)));
-    statistics(blockIdx.y, 0)[blockIdx.x] = {static_cast<float>(mean), inverse};
-  }
+  const double mean = sum([](float2 m, int n) { return static_cast<double>(m.x) * n; }) * share;
+  const double squares = sum([mean](float2 m, int n) {
+    const double d = static_cast<double>(m.x) - mean;
+    return static_cast<double>(m.y) + d * d * n;
+  });
+  if (threadIdx.x > 0) return;
+  const float inverse = 1.0F / sqrtf(static_cast<float>(squares * share) + epsilon);
+  statistics(blockIdx.y, 0)[blockIdx.x] = {static_cast<float>(mean), inverse};
 }
 
 template <class Tx, class Ty, int N>
@@ -109,6 +106,7 @@ __global__ void __launch_bounds__(kThreads) normalise(Rows<const Tx> x, Shape s,
     factor[i] = gain[channel + i] * m.y;
     shift[i] = bias[channel + i];
   }
+#pragma unroll 4  // loads in flight
   for (int pixel = begin + static_cast<int>(threadIdx.y); pixel < end; pixel += static_cast<int>(blockDim.y)) {
     float values[N];
     load_run(x(blockIdx.z, pixel) + channel, values);
@@ -127,6 +125,7 @@ void launch(const GroupNorm& p, View moments, View statistics, cudaStream_t stre
   const int runs = s.channels / N;
   const int across = std::min(runs, kThreads);
   const dim3 block(static_cast<unsigned>(across), static_cast<unsigned>(kThreads / across));
+  const double share = static_cast<double>(s.groups) / static_cast<double>(p.x.rows * p.x.cols);
   const auto batch = static_cast<unsigned>(p.x.batch);
   const dim3 grid(ceil_div(runs, across), static_cast<unsigned>(moments.rows), batch);
   // Pairs of floats.
@@ -136,7 +135,7 @@ void launch(const GroupNorm& p, View moments, View statistics, cudaStream_t stre
   chunk_moments<Tx, N><<<grid, block, 0, stream>>>(rows_of<Tx>(p.x), s, m);
   check_launch("chunk_moments");
   group_moments<<<dim3(static_cast<unsigned>(s.groups), batch), kThreads, 0, stream>>>(
-      m_read, s, static_cast<int>(moments.rows), p.epsilon, g);
+      m_read, s, static_cast<int>(moments.rows), share, p.epsilon, g);
   check_launch("group_moments");
   normalise<Tx, Ty, N><<<grid, block, 0, stream>>>(rows_of<Tx>(p.x), s, g_read, AnyFloats(p.gain), AnyFloats(p.bias),
                                                    p.silu, rows_of<Ty>(p.y));

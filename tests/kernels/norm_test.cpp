@@ -151,7 +151,7 @@ TEST_CASE("norms give the same bits for any number of threads") {
     const Tensor y(2, 150, 193, 6), dx(2, 150, 193, 7), dscale(2, 1, 193, 8), dshift(2, 1, 193, 9), g(2, 150, 193, 10);
     ops.modulated_norm({.x = x, .scale = scale, .shift = shift, .y = y});
     ops.modulated_norm_backward({.dy = dy, .x = x, .scale = scale, .dx = dx, .dscale = dscale, .dshift = dshift});
-    ops.group_norm({.x = x, .groups = 15, .gain = gain, .bias = gain, .y = g});
+    ops.group_norm({.x = x, .groups = 1, .gain = gain, .bias = gain, .y = g});
     return std::vector<std::vector<float>>{floats(y), floats(dx), floats(dscale), floats(dshift), floats(g)};
   };
   CHECK(run(*one) == run(*three));
