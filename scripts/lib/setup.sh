@@ -5,6 +5,8 @@
 build_packages=(build-essential cmake ninja-build pkg-config ccache libcli11-dev nlohmann-json3-dev libspdlog-dev
   libfmt-dev libstb-dev catch2 libopenblas-dev libicu-dev libssl-dev libxxhash-dev python3)
 
+cuda_options=() # of the next configure_and_build
+
 # Clones in different folders share what ccache keeps.
 export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 
@@ -34,15 +36,21 @@ configure_and_build() {
   local preset=$1 log
   shift
   say "building $preset in build/$preset"
-  log=$(cmake --preset "$preset" 2>&1) || { printf '%s\n' "$log"; return 1; }
+  log=$(cmake --preset "$preset" "${cuda_options[@]}" 2>&1) || { printf '%s\n' "$log"; return 1; }
   cmake --build "build/$preset" ${1:+--target "$@"}
 }
 
-# This version has no CUDA kernels; the scripts say so rather than let a GPU's owner wonder.
-say_about_cuda() {
-  if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
-    echo "nvcc found, but this version has no CUDA kernels: everything computes on the CPU"
+# Says whether the CUDA backend is built, and sets the CMake options that decide it: for this machine's own GPU, or,
+# where there is none, for one architecture, to see that the code compiles.
+choose_cuda() {
+  cuda_options=(-DSQUAREQ_CUDA=AUTO)
+  if ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
+    echo "nvcc not found: built without the CUDA backend"
+  elif nvidia-smi >/dev/null 2>&1; then
+    echo "nvcc and a GPU found: built with the CUDA backend for this GPU"
+    cuda_options+=(-DCMAKE_CUDA_ARCHITECTURES=native)
   else
-    echo "nvcc not found: built without CUDA (this version computes on the CPU in any case)"
+    echo "nvcc found, but no GPU: the CUDA backend is compiled for sm_90a and its tests are skipped"
+    cuda_options+=(-DCMAKE_CUDA_ARCHITECTURES=90a-real)
   fi
 }

@@ -25,7 +25,7 @@ inline Device* gpu() {
     try {
       return make_cuda_device();
     } catch (const ConfigError& e) {
-      WARN("not run: " << e.what());
+      WARN("SKIPPED: " << e.what());
       return std::unique_ptr<Device>();
     }
   }();
