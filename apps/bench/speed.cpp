@@ -143,8 +143,8 @@ int run_step(const SpeedOptions& options) {
                          .step = ++step});
   };
   one_step();
-  std::vector<double> times;
-  for (int i = 0; i < options.repeats; ++i) times.push_back(seconds_of(one_step));
+  std::vector<double> times(static_cast<std::size_t>(options.repeats));
+  for (double& time : times) time = seconds_of(one_step);
   const double seconds = median(times);
   const StepFlops flops = count_flops(s, lora, options.checkpointing);
   const double rate = flops.total() / seconds * 1e-9;
