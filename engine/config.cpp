@@ -157,7 +157,7 @@ void read_fields(TrainConfig& config, const Json& json) {
     if (!value.is_object()) {
       throw ConfigError({place(config.source, name), described(value), "a section { } of settings", ""});
     }
-    for (const auto& [leaf, inner] : value.items()) set_field(config, name + "." + leaf, inner);
+    for (const auto& [leaf, inner] : value.items()) set_field(config, fmt::format("{}.{}", name, leaf), inner);
   }
 }
 

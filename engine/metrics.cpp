@@ -54,8 +54,16 @@ void Metrics::record(const StepMetrics& metrics, bool logged) {
   steps_.push_back(static_cast<double>(metrics.step));
   losses_.push_back(metrics.loss);
   if (!logged) return;
-  file_ << metrics_line(metrics) << '\n' << std::flush;
-  if (!file_) throw FileError({path_, "an error while writing", "room for another line", "check the disk"});
+  const std::string line = metrics_line(metrics) + '\n';
+  file_ << line << std::flush;
+  if (!file_) {
+    // Half a line is no JSON.
+    std::error_code ignored;
+    file_.close();
+    std::filesystem::resize_file(path_, written_, ignored);
+    throw FileError({path_, "an error while writing", "room for another line", "check the disk"});
+  }
+  written_ += line.size();
   spdlog::info("{}", progress_line(metrics, total_steps_));
 }
 

@@ -25,7 +25,7 @@ class Metrics {
   Metrics(std::string jsonl_path, std::int64_t total_steps);
 
   // Remembers the loss for the curve. When `logged`, also appends one flushed line of JSON and reports progress on the
-  // console. Throws FileError if the line cannot be written.
+  // console. Throws FileError if the line cannot be written; the lines before stay.
   void record(const StepMetrics& metrics, bool logged);
 
   // Writes the loss curve as SVG, all at once. Throws FileError.
@@ -35,6 +35,7 @@ class Metrics {
   std::string path_;
   std::int64_t total_steps_;
   std::ofstream file_;
+  std::uintmax_t written_ = 0;  // bytes of whole lines
   std::vector<double> steps_;
   std::vector<double> losses_;
 };

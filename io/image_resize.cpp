@@ -88,7 +88,7 @@ Image resize_and_crop(const Image& image, int width, int height) {
     taps.first -= first_row;
     for (std::size_t x = 0; x < pitch; ++x) {
       const float value = std::clamp(filtered(narrow.data() + x, pitch, taps), 0.0F, 255.0F);
-      out.rgb.push_back(static_cast<std::uint8_t>(value + 0.5F));
+      out.rgb.push_back(static_cast<std::uint8_t>(std::lround(value)));
     }
   }
   return out;

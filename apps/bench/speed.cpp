@@ -166,8 +166,8 @@ int run_step(const SpeedOptions& options) {
   };
   constexpr int kWarmUps = 3;  // plans of matrix products, clocks
   for (int i = 0; i < kWarmUps; ++i) one_step();
-  std::vector<double> times;
-  for (int i = 0; i < options.repeats; ++i) times.push_back(seconds_of(one_step, device.get()));
+  std::vector<double> times(static_cast<std::size_t>(options.repeats));
+  for (double& time : times) time = seconds_of(one_step, device.get());
   const double seconds = median(times);
   const StepFlops flops = count_flops(s, lora, options.checkpointing);
   const double rate = flops.total() / seconds * 1e-9;

@@ -1,6 +1,7 @@
 #include "kernels/cpu/activation_math.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/vector_math.h"
 #include "kernels/cpu/weight_panel.h"
 
 namespace squareq {
@@ -132,6 +133,31 @@ void add_down_gradients(std::span<const LoraBranch> lora, ConstMatrix du, const 
           .c = out.data,
           .ldc = out.stride});
     u_begin += branch.rank();
+  }
+}
+
+// Up to this many rows, a matrix product would spend most of its time on moving the weights about.
+constexpr std::int64_t kFewRows = 4;
+
+// The sum of a[i] * b[i]. More partial sums than lane_sum has, since each would wait for its last addition.
+float dot_product(const float* a, const float* b, std::int64_t n) {
+  constexpr std::int64_t kLanes = 64;
+  float lanes[kLanes] = {};
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
+  }
+  for (std::int64_t lane = 0; i < n; ++i, ++lane) lanes[lane] += a[i] * b[i];
+  return lane_sum(kLanes, [&](std::int64_t lane) { return lanes[lane]; });
+}
+
+// out [rows, n] = x W^T of output columns [begin, begin + n). Each row of the weight is read once: it is expanded into
+// the nearest cache and meets all rows of x there.
+void few_rows_product(ConstMatrix x, std::int64_t rows, const Weight& weight, std::int64_t begin, std::int64_t n,
+                      Matrix out, Scratch& memory) {
+  for (std::int64_t column = 0; column < n; ++column) {
+    const ConstMatrix w = weight_panel(weight, begin + column, 1, 0, weight.in(), memory);
+    for (std::int64_t r = 0; r < rows; ++r) out.row(r)[column] = dot_product(x.row(r), w.data, weight.in());
   }
 }
 
@@ -306,7 +332,12 @@ void CpuOps::linear(const LinearForward& p) {
     Worker& own = worker(worker_index);
     const Matrix out = direct ? Matrix{p.y.f32() + tile.row * p.y.row_stride + tile.col, p.y.row_stride}
                               : Matrix{own.tile.at_least(tile.rows * tile.cols), tile.cols};
-    product({x.row(tile.row), x.stride}, tile.rows, p.weight, false, tile.col, tile.cols, 0.0F, out, own);
+    const ConstMatrix x_rows{x.row(tile.row), x.stride};
+    if (rows <= kFewRows) {
+      few_rows_product(x_rows, tile.rows, p.weight, tile.col, tile.cols, out, own.weights);
+    } else {
+      product(x_rows, tile.rows, p.weight, false, tile.col, tile.cols, 0.0F, out, own);
+    }
     add_up_projections(p.lora, {u.row(tile.row), u.stride}, tile, out);
     if (direct && bias == nullptr && !p.act && !p.sum) return;
     for (std::int64_t r = 0; r < tile.rows; ++r) {

@@ -1,6 +1,5 @@
 #include "io/file.h"
 
-#include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -77,21 +76,6 @@ TEST_CASE("files that cannot be read or written say so") {
   CHECK(contains(no_folder, "folder exists"));
   REQUIRE(mkfifo(dir.file("pipe").c_str(), 0600) == 0);
   CHECK(contains(test::message_of<FileError>([&] { MappedFile(dir.file("pipe")); }), "no regular file"));
-}
-
-TEST_CASE("a full disk is reported and leaves nothing under the name") {
-  const test::TempDir dir;
-  if (mount("none", dir.path().c_str(), "tmpfs", 0, "size=64k") != 0) {
-    WARN("a small tmpfs cannot be mounted here");
-    return;
-  }
-  const std::string big(1 << 20, 'x');
-  const std::string message = test::message_of<FileError>([&] { write_atomically(dir.file("big"), big); });
-  const std::size_t left = entries(dir.path());
-  umount(dir.path().c_str());
-  CHECK(contains(message, "big"));
-  CHECK(contains(message, "No space left"));
-  CHECK(left == 0);
 }
 
 TEST_CASE("a mapped file moves and may be empty") {

@@ -1,6 +1,5 @@
 #include "io/slab.h"
 
-#include <sys/mount.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -393,23 +392,11 @@ TEST_CASE("slab: checkpoints that cannot be built are refused and leave nothing"
   }
 }
 
-TEST_CASE("slab: unwritable targets and full disks are said clearly") {
+TEST_CASE("slab: unwritable targets are said clearly") {
   const TempDir folder;
   CHECK(contains(message_of<FileError>([&] { build_t5(folder.file("nowhere/a.slab")); }), "nowhere/a.slab"));
   CHECK(contains(message_of<FileError>([&] { build_t5(folder.path().string()); }), "a folder"));
   CHECK(files_in(folder) == 0);
-
-  const std::string small = folder.file("small");
-  fs::create_directory(small);
-  if (mount("tmpfs", small.c_str(), "tmpfs", 0, "size=64k") != 0) {
-    WARN("no right to mount a small file system: the full disk is not tested");
-    return;
-  }
-  const std::string message = message_of<FileError>([&] { build_t5(small + "/a.slab"); });
-  const bool empty = fs::is_empty(small);
-  umount(small.c_str());
-  CHECK(contains(message, "free disk space"));
-  CHECK(empty);
 }
 
 TEST_CASE("slab: synthetic slabs depend on the seed alone and equal those of synthetic checkpoints") {

@@ -260,22 +260,24 @@ TEST_CASE("linear agrees with the formula and with central differences, for ever
   }
 }
 
-TEST_CASE("linear over many tiles agrees with the formula") {
+TEST_CASE("linear over many tiles agrees with the formula, for few and for many rows") {
   const std::unique_ptr<Ops> ops = make_cpu_ops(2);
-  for (const Storage storage : {Storage::kF32, Storage::kInt8}) {
+  for (const Storage storage : {Storage::kF32, Storage::kF16, Storage::kBf16, Storage::kInt8}) {
     for (const Memory memory : {Memory::kContiguous, Memory::kSlice}) {
-      const Problem p({.storage = storage,
-                       .memory = memory,
-                       .batch = 3,
-                       .rows = 150,
-                       .in = 901,  // more than one slab of the contraction
-                       .out = 300,
-                       .epilogue = Epilogue::kGelu,
-                       .gelu_begin = 270});
-      ops->linear(p.forward());
-      const Doubles product = p.product(doubles(p.x));
-      CHECK(error(p.y, product) <= kForwardTolerance);
-      CHECK(error(p.act, p.finish(product)) <= kForwardTolerance);
+      for (const std::int64_t rows : {1, 150}) {
+        const Problem p({.storage = storage,
+                         .memory = memory,
+                         .batch = 3,
+                         .rows = rows,
+                         .in = 901,  // more than one slab of the contraction
+                         .out = 300,
+                         .epilogue = Epilogue::kGelu,
+                         .gelu_begin = 270});
+        ops->linear(p.forward());
+        const Doubles product = p.product(doubles(p.x));
+        CHECK(error(p.y, product) <= kForwardTolerance);
+        CHECK(error(p.act, p.finish(product)) <= kForwardTolerance);
+      }
     }
   }
 }
