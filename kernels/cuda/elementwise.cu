@@ -164,7 +164,7 @@ void CudaOps::activation_backward(Activation f, ConstView dy, ConstView x, View 
 
 void CudaOps::gate_backward(ConstView dsum, ConstView gate, ConstView y, View dy, View dgate) {
   const auto per_sample = [&](ConstView v) { return v.batch == dsum.batch && v.rows == 1 && v.cols == dsum.cols; };
-  const bool sums = dgate.batch > 0;  // in a rehearsal views have shapes but no memory
+  const bool sums = present(dgate);
   require(same_shape(dsum, dy) && per_sample(gate), "gate_backward: shapes");
   require(!sums || (per_sample(dgate) && same_shape(y, dsum)), "gate_backward: dgate or y does not fit");
   Scratch scratch(*this);

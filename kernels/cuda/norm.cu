@@ -186,8 +186,6 @@ struct ModulationTerm {
 bool per_sample(const ConstView& v, const ConstView& x) {
   return v.batch == x.batch && v.rows == 1 && v.cols == x.cols;
 }
-// In a rehearsal views have shapes but no memory.
-bool present(const ConstView& v) { return v.batch > 0; }
 
 }  // namespace
 

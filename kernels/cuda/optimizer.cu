@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads)
 void CudaOps::squared_error(ConstView prediction, ConstView target, std::span<const float> gradient_weight,
                             std::span<float> loss, View dprediction) {
   const std::int64_t batch = prediction.batch;
-  const bool wants_gradient = dprediction.batch > 0;  // in a rehearsal views have shapes but no memory
+  const bool wants_gradient = present(dprediction);
   require(same_shape(prediction, target) && static_cast<std::int64_t>(loss.size()) == batch, "squared_error: shapes");
   require(!wants_gradient || (same_shape(prediction, dprediction) && gradient_weight.size() == loss.size()),
           "squared_error: gradient does not fit");

@@ -43,7 +43,7 @@ __device__ void store(T* to, const float (&values)[N]) {
   *reinterpret_cast<Pack<T, N>*>(to) = pack;
 }
 
-// Rows whose type is known at run time only: the second-rate operands of a kernel, which would else multiply its
+// Rows whose type is known at run time only: the secondary operands of a kernel, which would else multiply its
 // instances. All threads take the same branch, once for each pack.
 template <class Byte>
 struct AnyRows {
@@ -94,6 +94,9 @@ auto float_rows(const BasicView<Byte>& v) {
   require(v.dtype == DType::F32, "a float32 view is needed");
   return rows_of<float>(v);
 }
+
+// Is an optional view given? In a rehearsal views have shapes but no memory.
+inline bool present(const ConstView& v) { return v.batch > 0; }
 
 // May all rows of these views be moved kWide values at a time? Views that are not there do not mind.
 inline bool wide(std::initializer_list<ConstView> views) {
