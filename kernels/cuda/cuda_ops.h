@@ -63,6 +63,9 @@ class CudaOps : public Ops {
     }
     bool rehearsing() {
       if (ops_.rehearsing_) ops_.peak_ = std::max(ops_.peak_, carver_.used());
+      if (!ops_.rehearsing_ && carver_.measuring() && carver_.used() > 0) {
+        throw std::logic_error("an operation needs scratch memory: call use_scratch first");
+      }
       return ops_.rehearsing_;
     }
 
