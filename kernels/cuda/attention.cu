@@ -26,6 +26,8 @@ struct ForwardShape {
   static constexpr int kResident = kResident_;
   static constexpr int kThreads = kWarps * tile::kWarp, kWarpQueries = 16 * kRowBlocks;
   static constexpr int kQueries = kWarps * kWarpQueries;
+  // With one block of rows a warp, its queries fit into registers: that saves a fifth of the reads of shared memory.
+  static constexpr bool kHoldQueries = kRowBlocks == 1 && kFeatures <= 128;
   using Q = tile::Tile<kQueries, kFeatures>;
   using K = tile::Tile<kKeys, kFeatures>;
   using V = tile::Tile<kKeys, kColumns>;
@@ -125,7 +127,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
   using K = typename Shape::K;
   using V = typename Shape::V;
   extern __shared__ __align__(1024) unsigned char attention_shared[];
-  const int slices = (p.features + Shape::kColumns - 1) / Shape::kColumns;
+  const int slices = Shape::kColumns == Shape::kFeatures ? 1 : (p.features + Shape::kColumns - 1) / Shape::kColumns;
   const int sample = static_cast<int>(blockIdx.z), head = static_cast<int>(blockIdx.y) / slices;
   const int column = static_cast<int>(blockIdx.y) % slices * Shape::kColumns;
   const int block_query = static_cast<int>(blockIdx.x) * Shape::kQueries;
@@ -147,6 +149,13 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
   tile::Sums o[Shape::kRowBlocks][Shape::kColumns / 8];
   tile::clear(o);
   Softmax<Shape::kRowBlocks> softmax;
+  tile::Left held[Shape::kHoldQueries ? Shape::kFeatures / 16 : 1];
+  if constexpr (Shape::kHoldQueries) {
+    tile::wait_copies<0>();
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < Shape::kFeatures / 16; ++k) tile::read(held[k], Q::block(q_at, 0, k * 16));
+  }
   for (int i = 0; i < keys.count; ++i) {
     const int key = keys.at(i);
     tile::keep_in_loop(q_at, k_at, v_at);
@@ -155,7 +164,11 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
     V::template load<Shape::kThreads>(v_tile, head_of(p.v), key, column);
     tile::commit_copies();
     tile::Sums scores[Shape::kRowBlocks][Shape::kKeys / 8];
-    tile::product_transposed<Q, K>(scores, q_at, k_at);
+    if constexpr (Shape::kHoldQueries) {
+      tile::product_transposed<K>(scores, held, k_at);
+    } else {
+      tile::product_transposed<Q, K>(scores, q_at, k_at);
+    }
     tile::wait_copies<0>();
     __syncthreads();
     if (i + 1 < keys.count) K::template load<Shape::kThreads>(k_tile, head_of(p.k), keys.at(i + 1));
@@ -203,7 +216,8 @@ void launch_attention(const ForwardArguments& p, std::int64_t heads, std::int64_
   }
   if (p.features <= 32) return launch_attention<ForwardShape<32, 32, 2, 4, 64, 2>, false>(p, heads, samples, stream);
   if (p.features <= 64) return launch_attention<ForwardShape<64, 64, 2, 4, 64, 2>, false>(p, heads, samples, stream);
-  if (p.features <= 128) return launch_attention<ForwardShape<128, 128, 1, 8, 64, 1>, false>(p, heads, samples, stream);
+  if (p.features <= 128)
+    return launch_attention<ForwardShape<128, 128, 1, 8, 128, 1>, false>(p, heads, samples, stream);
   launch_attention<ForwardShape<512, 256, 1, 4, 16, 2>, false>(p, heads, samples, stream);
 }
 

@@ -295,7 +295,7 @@ void launch_backward(const BackwardArguments& p, unsigned samples, cudaStream_t 
     launch_key_gradient<KeyShape<64, 4, 64, 2>>(p, samples, stream);
     return launch_query_gradient<QueryShape<64, 2, 4, 32, 2>>(p, samples, stream);
   }
-  launch_key_gradient<KeyShape<128, 4, 32, 2>>(p, samples, stream);
+  launch_key_gradient<KeyShape<128, 4, 64, 2>>(p, samples, stream);
   launch_query_gradient<QueryShape<128, 1, 4, 64, 2>>(p, samples, stream);
 }
 

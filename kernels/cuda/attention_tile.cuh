@@ -157,7 +157,7 @@ template <class A, class B, int kBlocks, int kColumnBlocks>
 __device__ void product_transposed(Sums (&c)[kBlocks][kColumnBlocks], std::uint32_t a, std::uint32_t b) {
   static_assert(A::kFeatures == B::kFeatures && kColumnBlocks % 2 == 0);
   clear(c);
-#pragma unroll 8
+#pragma unroll 4
   for (int k = 0; k < A::kFeatures; k += 16) {
     Left left[kBlocks];
 #pragma unroll
@@ -171,6 +171,23 @@ __device__ void product_transposed(Sums (&c)[kBlocks][kColumnBlocks], std::uint3
         multiply_add(c[m][n], left[m], right, 0);
         multiply_add(c[m][n + 1], left[m], right, 1);
       }
+    }
+  }
+}
+
+// The same with the left operands, of 16 features each, in registers.
+template <class B, int kSteps, int kColumnBlocks>
+__device__ void product_transposed(Sums (&c)[1][kColumnBlocks], const Left (&a)[kSteps], std::uint32_t b) {
+  static_assert(B::kFeatures == kSteps * 16 && kColumnBlocks % 2 == 0);
+  clear(c);
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+    for (int n = 0; n < kColumnBlocks; n += 2) {
+      Right right;
+      read(right, B::block(b, n * 8, k * 16));
+      multiply_add(c[0][n], a[k], right, 0);
+      multiply_add(c[0][n + 1], a[k], right, 1);
     }
   }
 }
