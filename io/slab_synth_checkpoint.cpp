@@ -70,6 +70,7 @@ class ShardWriter {
              const std::function<void(const FileTensor&)>& written) {
     AtomicFile file(path);
     std::vector<TensorInfo> infos;
+    infos.reserve(tensors.size());
     for (const FileTensor& tensor : tensors) infos.push_back(tensor.info);
     const std::string header = tensors_header(infos, {{"format", "pt"}}, 8);
     file.write(header);

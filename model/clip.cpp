@@ -31,6 +31,7 @@ void visit(WeightVisitor& visitor, const ClipShape& shape, const std::string& na
 
 void forward(Ops& ops, const ClipShape& shape, const Layer& layer, const Scratch& s) {
   const std::int64_t width = shape.width;
+  const std::int64_t head_dim = width / shape.heads;
   const auto epsilon = static_cast<float>(shape.epsilon);
   const View q = s.qkv.col_slice(0, width);
   const View k = s.qkv.col_slice(width, width);
@@ -43,7 +44,7 @@ void forward(Ops& ops, const ClipShape& shape, const Layer& layer, const Scratch
                  .k = k,
                  .v = v,
                  .heads = shape.heads,
-                 .scale = 1.0F / std::sqrt(static_cast<float>(width / shape.heads)),
+                 .scale = 1.0F / std::sqrt(static_cast<float>(head_dim)),
                  .causal = true,
                  .o = s.o});
   layer.out.forward(ops, s.o, s.y);

@@ -119,9 +119,9 @@ void forward(Ops& ops, const State& s, const Block& block) {
 void forward(Ops& ops, const State& s, const Final& final) { ops.rms_norm(s.x, final.norm, epsilon(s), s.output); }
 
 template <class Part>
-Stage make_stage(State& state, std::string id, Part part) {
+Stage make_stage(State& state, const std::string& id, Part part) {
   auto shared = std::make_shared<Part>(std::move(part));
-  return {.id = std::move(id),
+  return {.id = id,
           .has_backward = false,
           .weights = [shared, &state](WeightVisitor& visitor) { weights(visitor, state, *shared); },
           .saved = [](Carver&) {},

@@ -220,9 +220,9 @@ ModulationStage make_modulation(const State& s, const LoraSet& lora, std::int64_
 
 // A stage over embedders, modulation or the final layer, which are never recomputed.
 template <class Part>
-Stage make_stage(State& s, std::string id, Part part, bool has_backward) {
+Stage make_stage(State& s, const std::string& id, Part part, bool has_backward) {
   const auto shared = std::make_shared<Part>(std::move(part));
-  return {.id = std::move(id),
+  return {.id = id,
           .has_backward = has_backward,
           .weights = [shared](WeightVisitor& visitor) { weights(visitor, *shared); },
           .saved = [shared, &s](Carver& carver) { layout(carver, s, *shared); },
@@ -231,9 +231,9 @@ Stage make_stage(State& s, std::string id, Part part, bool has_backward) {
 }
 
 template <class Block>
-Stage make_block_stage(State& s, std::string id, Block block, bool has_backward) {
+Stage make_block_stage(State& s, const std::string& id, Block block, bool has_backward) {
   const auto shared = std::make_shared<Block>(std::move(block));
-  return {.id = std::move(id),
+  return {.id = id,
           .recomputable = true,
           .has_backward = has_backward,
           .weights = [shared, &s](WeightVisitor& visitor) { weights(visitor, s, *shared); },
