@@ -61,14 +61,14 @@ TEST_CASE("synthetic weights: T5 activations stay of order one through all block
   synthesize_slab(shape, folder.file("a.slab"));
   const Slab slab(folder.file("a.slab"));
   const std::unique_ptr<Device> device = make_cpu_device(0);
-  SlabStore store(slab);
+  SlabStore store(slab, *device);
   t5::State state{.shape = shape, .batch = 1, .length = 16};
   state.ids.resize(16);
   std::iota(state.ids.begin(), state.ids.end(), 3);
   std::optional<Runner> runner;
   const auto layout = [&](Carver& carver) {
     t5::layout(carver, state);
-    runner.emplace(device->ops(), store, t5::stages(state), Keep::kNothing);
+    runner.emplace(*device, store, t5::stages(state), Keep::kNothing);
     runner->layout(carver);
   };
   Carver measure;
