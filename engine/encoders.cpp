@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <limits>
 
 #include "io/checkpoint.h"
 #include "io/tokenizer_files.h"
@@ -88,49 +86,17 @@ Autoencoder::Autoencoder(Device& device, const std::string& path) : device_(devi
   vae::weights(*memory_, decoder_);
 }
 
-namespace {
-
-struct Ends {
-  View in, out;
-};
-
-// Uploads `from`, runs `compute`, downloads the result. Input, workspace, output (`layout`) and the scratch memory of
-// the operations are one allocation.
-std::vector<float> run(Device& device, const std::vector<float>& from, const std::function<Ends(Carver&)>& layout,
-                       const std::function<void()>& compute) {
-  // A rehearsal reads no memory, but empty views would say that optional tensors are not wanted.
-  constexpr std::uintptr_t kAnywhere = Carver::kAlignment;
-  Carver measure(reinterpret_cast<std::byte*>(kAnywhere), std::numeric_limits<std::size_t>::max());
-  layout(measure);
-  const auto scratch = static_cast<std::int64_t>(device.ops().scratch_need(compute));
-  measure.take(DType::U8, 1, 1, scratch);
-
-  const Buffer memory = device.allocate(measure.used());
-  Carver carver(memory.get(), measure.used());
-  const Ends ends = layout(carver);
-  device.ops().use_scratch(carver.take(DType::U8, 1, 1, scratch));
-  device.upload(from.data(), ends.in);
-  compute();
-  std::vector<float> out(static_cast<std::size_t>(ends.out.count()));
-  device.download(ends.out, out.data());
-  device.ops().use_scratch({});
-  return out;
-}
-
-}  // namespace
-
 std::vector<float> Autoencoder::encode(const std::vector<float>& pixels, std::int64_t height, std::int64_t width) {
   const std::int64_t latent = (height / shape_.factor()) * (width / shape_.factor());
   const std::size_t bytes = vae::encode_workspace(shape_, device_.ops().activation_type(), 1, height, width);
   View image, workspace, moments;
-  const auto layout = [&](Carver& carver) -> Ends {
+  const auto layout = [&](Carver& carver) {
     image = carver.take(DType::F32, 1, 3, height * width);
     workspace = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(bytes));
     moments = carver.take(DType::F32, 1, 2 * shape_.latent_channels, latent);
-    return {.in = image, .out = moments};
   };
-  return run(device_, pixels, layout,
-             [&] { vae::encode(device_.ops(), shape_, encoder_, image, height, width, workspace, moments); });
+  const auto work = [&](Ops& ops) { vae::encode(ops, shape_, encoder_, image, height, width, workspace, moments); };
+  return run(layout, work, pixels, image, moments);
 }
 
 std::vector<float> Autoencoder::decode(const std::vector<float>& packed, std::int64_t height, std::int64_t width) {
@@ -141,14 +107,25 @@ std::vector<float> Autoencoder::decode(const std::vector<float>& packed, std::in
   latent_to_decoder(shape_, latent, latent);
   const std::size_t bytes = vae::decode_workspace(shape_, device_.ops().activation_type(), 1, height, width);
   View z, workspace, image;
-  const auto layout = [&](Carver& carver) -> Ends {
+  const auto layout = [&](Carver& carver) {
     z = carver.take(DType::F32, 1, shape_.latent_channels, rows * cols);
     workspace = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(bytes));
     image = carver.take(DType::F32, 1, 3, height * width);
-    return {.in = z, .out = image};
   };
-  return run(device_, latent, layout,
-             [&] { vae::decode(device_.ops(), shape_, decoder_, z, height, width, workspace, image); });
+  const auto work = [&](Ops& ops) { vae::decode(ops, shape_, decoder_, z, height, width, workspace, image); };
+  return run(layout, work, latent, z, image);
+}
+
+std::vector<float> Autoencoder::run(const std::function<void(Carver&)>& layout, const std::function<void(Ops&)>& work,
+                                    const std::vector<float>& values, const View& in, const View& out) {
+  const Arena arena(device_, layout, work);
+  arena.use();
+  device_.upload(values.data(), in);
+  work(device_.ops());
+  std::vector<float> result(static_cast<std::size_t>(out.count()));
+  device_.download(out, result.data());
+  device_.ops().use_scratch({});  // the arena's memory goes
+  return result;
 }
 
 std::vector<float> pixels_of(const Image& image) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -70,6 +71,10 @@ class Autoencoder {
   std::vector<float> decode(const std::vector<float>& packed, std::int64_t height, std::int64_t width);
 
  private:
+  // `work` on `values`, uploaded into `in`, gives `out`; `layout` carves both.
+  std::vector<float> run(const std::function<void(Carver&)>& layout, const std::function<void(Ops&)>& work,
+                         const std::vector<float>& values, const View& in, const View& out);
+
   Device& device_;
   VaeShape shape_;
   std::unique_ptr<LoadedWeights> memory_;

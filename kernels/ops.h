@@ -1,5 +1,5 @@
 // The contract of arithmetic. Every operation of the four networks, forward and backward, as coarse as the fused
-// kernels that implement it. A backend (kernels/cpu, later kernels/cuda) implements the whole class.
+// kernels that implement it. A backend (kernels/cpu, kernels/cuda) implements the whole class.
 //
 // Conventions
 // - Activations are [batch B, rows T (tokens), cols C]; any View may be a slice, so strides matter. Their type is the

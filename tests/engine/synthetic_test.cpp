@@ -1,7 +1,6 @@
 // Random weights must not make activations vanish or explode, whatever the depth.
 #include <cmath>
 #include <numeric>
-#include <optional>
 
 #include "engine/flux_engine.h"
 #include "io/slab_build.h"
@@ -65,18 +64,16 @@ TEST_CASE("synthetic weights: T5 activations stay of order one through all block
   t5::State state{.shape = shape, .batch = 1, .length = 16};
   state.ids.resize(16);
   std::iota(state.ids.begin(), state.ids.end(), 3);
-  std::optional<Runner> runner;
-  const auto layout = [&](Carver& carver) {
-    t5::layout(carver, state);
-    runner.emplace(*device, store, t5::stages(state), Keep::kNothing);
-    runner->layout(carver);
-  };
-  Carver measure;
-  layout(measure);
-  const Buffer memory = device->allocate(measure.used());
-  Carver carver(memory.get(), measure.used());
-  layout(carver);
-  runner->forward([&](const Stage& stage, double) {
+  Runner runner(*device, store, t5::stages(state), Keep::kNothing);
+  const Arena arena(
+      *device,
+      [&](Carver& carver) {
+        t5::layout(carver, state);
+        runner.layout(carver);
+      },
+      [&](Ops&) { runner.rehearse(); });
+  arena.use();
+  runner.forward([&](const Stage& stage, double) {
     const double size = root_mean_square(*device, stage.id == "final" ? state.output : state.x);
     INFO(stage.id << ": " << size);
     CHECK(of_order_one(size));
