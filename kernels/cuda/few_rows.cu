@@ -1,9 +1,7 @@
 #include "kernels/cuda/few_rows.h"
 
-#include <cuda_fp16.h>
-
 #include "kernels/cuda/check.h"
-#include "kernels/cuda/tensor.cuh"
+#include "kernels/cuda/pack.cuh"
 
 namespace squareq::cuda {
 namespace {
@@ -11,10 +9,8 @@ namespace {
 constexpr unsigned kWarp = 32;
 constexpr unsigned kWarps = 8;  // of a block
 
-__device__ float value(std::int8_t v) { return static_cast<float>(v); }
-__device__ float value(float v) { return v; }
-__device__ float value(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ float value(__half v) { return __half2float(v); }
+__device__ float to_float(std::int8_t v) { return static_cast<float>(v); }
+using cuda::to_float;
 
 template <class T>
 __device__ float element(const void* p, DType dtype, std::int64_t i) {
@@ -69,7 +65,7 @@ __global__ void few_rows_kernel(Flat x, Stored<W> w, std::int64_t in, std::int64
       const float* values = x(r) + i;
 #pragma unroll
       for (int j = 0; j < kRun; ++j) {
-        if (i + j < in) sums[r] += value(run.values[j]) * values[j];
+        if (i + j < in) sums[r] += to_float(run.values[j]) * values[j];
       }
     }
   }
@@ -97,7 +93,7 @@ __global__ void few_rows_backward_kernel(Flat dy, Stored<W> w, std::int64_t in, 
   float sum = 0.0F;
   for (std::int64_t o = threadIdx.y; i < in && o < out; o += kWarp) {
     const float d = dy(r)[o] * (w.scales != nullptr ? w.scales[o] : 1.0F);
-    sum += d * value(w.values[o * w.stride + i]);
+    sum += d * to_float(w.values[o * w.stride + i]);
   }
   partial[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();

@@ -1,15 +1,12 @@
 // Linear layers on many rows: weights expanded to bfloat16, products through cuBLASLt (the path w8a16).
-#include <cuda_fp16.h>
-
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/few_rows.h"
-#include "kernels/cuda/tensor.cuh"
+#include "kernels/cuda/pack.cuh"
 
 namespace squareq::cuda {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr int kRun = 16;  // INT8 values that a thread expands: one 16-byte load, two 16-byte stores
 
 struct alignas(16) Int8Run {
@@ -57,53 +54,29 @@ void expand(const Weight& weight, View out, cudaStream_t stream) {
   check_launch("expand");
 }
 
-constexpr int kGateRun = 4;  // neighbouring features of a thread
-
-template <class T>
-struct alignas(kGateRun * sizeof(T)) GateRun {
-  T values[kGateRun];
-};
-
-// sum = residual + gate * y. whole_runs: rows of all views consist of aligned runs.
-template <class T>
-__global__ void gated_residual(Rows<const T> residual, Rows<const float> gate, Rows<const T> y, std::int64_t cols,
-                               bool whole_runs, Rows<T> sum) {
-  const std::int64_t c = (std::int64_t{blockIdx.x} * kThreads + threadIdx.x) * kGateRun;
-  const std::int64_t r = blockIdx.y, b = blockIdx.z;
-  if (c >= cols) return;
-  const float* g = gate(b, 0) + c;
-  const T* from = residual(b, r) + c;
-  const T* add = y(b, r) + c;
-  T* to = sum(b, r) + c;
-  if (!whole_runs) {
-    for (int i = 0; i < kGateRun && c + i < cols; ++i)
-      to[i] = from_float<T>(to_float(from[i]) + g[i] * to_float(add[i]));
-    return;
-  }
-  const GateRun<T> x = *reinterpret_cast<const GateRun<T>*>(from);
-  const GateRun<T> v = *reinterpret_cast<const GateRun<T>*>(add);
-  GateRun<T> result;
+// sum = residual + gate * y.
+template <class T, int N>
+__global__ void __launch_bounds__(kThreads)
+    gated_residual(Packs<N> packs, Rows<const T> residual, Rows<const float> gate, Rows<const T> y, Rows<T> sum) {
+  const auto [b, t, c, inside] = packs.mine();
+  if (!inside) return;
+  float result[N], g[N], v[N];
+  load<N>(residual(b, t) + c, result);
+  load<N>(gate(b, 0) + c, g);
+  load<N>(y(b, t) + c, v);
 #pragma unroll
-  for (int i = 0; i < kGateRun; ++i) {
-    result.values[i] = from_float<T>(to_float(x.values[i]) + g[i] * to_float(v.values[i]));
-  }
-  *reinterpret_cast<GateRun<T>*>(to) = result;
-}
-
-bool in_runs(const ConstView& v, std::int64_t run) {
-  const auto bytes = static_cast<std::int64_t>(size_of(v.dtype)) * run;
-  return v.cols % run == 0 && v.row_stride % run == 0 && v.batch_stride % run == 0 &&
-         reinterpret_cast<std::intptr_t>(v.data) % bytes == 0;
+  for (int i = 0; i < N; ++i) result[i] += g[i] * v[i];
+  store<N>(sum(b, t) + c, result);
 }
 
 void add_gated(ConstView residual, ConstView gate, ConstView y, View sum, cudaStream_t stream) {
   require(residual.dtype == sum.dtype && y.dtype == sum.dtype, "linear: residual, y and sum are of one type");
-  const dim3 blocks(ceil_div(sum.cols, kThreads * kGateRun), static_cast<unsigned>(sum.rows),
-                    static_cast<unsigned>(sum.batch));
-  const bool whole = in_runs(residual, kGateRun) && in_runs(y, kGateRun) && in_runs(sum, kGateRun);
   with_type(sum.dtype, [&]<class T>() {
-    gated_residual<T><<<blocks, kThreads, 0, stream>>>(rows_of<T>(residual), rows_of<float>(gate), rows_of<T>(y),
-                                                       sum.cols, whole, rows_of<T>(sum));
+    with_width(wide({residual, gate, y, sum}), [&]<int N>() {
+      const Packs<N> packs(sum);
+      gated_residual<T, N><<<packs.blocks(), kThreads, 0, stream>>>(packs, rows_of<T>(residual), float_rows(gate),
+                                                                    rows_of<T>(y), rows_of<T>(sum));
+    });
   });
   check_launch("gated_residual");
 }
