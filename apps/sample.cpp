@@ -63,7 +63,7 @@ int sample(const Options& o) {
   const Grid grid{.rows = o.height / patch, .cols = o.width / patch};
 
   SavedLoras loras = load_loras(o.loras, shape);
-  FluxEngine engine(*device, slab, {.sequence = make_sequence(text_tokens, grid), .lora = loras.targets});
+  FluxEngine engine(*device, slab, {.sequences = {make_sequence(text_tokens, grid)}, .lora = loras.targets});
   loras.upload(engine);
 
   std::vector<float> latent(static_cast<std::size_t>(grid.tokens() * shape.in_channels));

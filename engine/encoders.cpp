@@ -47,6 +47,7 @@ void TextEncoder::layout(Carver& carver) {
   clip_hidden_ = carver.take(DType::F32, 1, length, clip_shape_.width);
   clip_pooled_ = carver.take(DType::F32, 1, 1, clip_shape_.width);
   t5::layout(carver, t5_);
+  store_.layout(carver, t5_runner_.stages());
   t5_runner_.layout(carver);
 }
 

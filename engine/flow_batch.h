@@ -24,7 +24,8 @@ struct TrainingSet {
 
 class FlowBatch {
  public:
-  explicit FlowBatch(FluxEngine& engine);
+  // Batches of the sequence that is selected in the engine at each call.
+  explicit FlowBatch(FluxEngine& engine) : engine_(engine) {}
 
   // Mixes the example's latent with the noise and puts it, its conditions and its target at place `slot`.
   void set(std::int64_t slot, const EncodedExample& example, std::span<const float> noise, double sigma,
@@ -39,8 +40,6 @@ class FlowBatch {
   std::vector<float> loss(float gradient_weight, View dprediction);
 
   FluxEngine& engine_;
-  Buffer memory_;
-  View target_;  // [B, tokens, channels]
   std::vector<float> noisy_, velocity_;
 };
 

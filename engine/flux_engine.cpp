@@ -2,30 +2,30 @@
 
 namespace squareq {
 
-FluxEngine::FluxEngine(Device& device, const Slab& slab, FluxRun run)
-    : device_(device), store_(slab, device), lora_(std::move(run.lora)), keep_(run.keep) {
-  state_.shape = slab.flux_shape();
-  state_.sequence = std::move(run.sequence);
-  state_.batch = run.batch;
-  state_.wanted = run.wanted;
-  state_.sigma.assign(static_cast<std::size_t>(run.batch), 0.0F);
-  state_.guidance.assign(static_cast<std::size_t>(run.batch), 1.0F);
-  state_.activations = device.ops().activation_type();
-  flux::prepare(state_, lora_);
+FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run)
+    : device_(device), store_(slab, device), lora_(run.lora), keep_(run.keep), shapes_(run.sequences.size()) {
+  if (shapes_.empty()) throw std::logic_error("FluxEngine: no sequence");
+  for (std::size_t i = 0; i < shapes_.size(); ++i) {
+    Shape& shape = shapes_[i];
+    flux::State& state = shape.state;
+    state.shape = slab.flux_shape();
+    state.sequence = run.sequences[i];
+    state.batch = run.batch;
+    state.wanted = run.wanted;
+    state.sigma.assign(static_cast<std::size_t>(run.batch), 0.0F);
+    state.guidance.assign(static_cast<std::size_t>(run.batch), 1.0F);
+    state.activations = device.ops().activation_type();
+    flux::prepare(state, lora_);
+    rotary_table(state.sequence.positions, state.shape.axes, state.shape.theta, shape.cosine, shape.sine);
+  }
   arena_ = Arena(
       device_, [&](Carver& carver) { layout(carver); }, [&](Ops& ops) { rehearse(ops); });
   arena_.use();
   plan_.emplace_back("scratch of the operations", arena_.scratch_bytes());
-
-  std::vector<float> cosine;
-  std::vector<float> sine;
-  rotary_table(state_.sequence.positions, state_.shape.axes, state_.shape.theta, cosine, sine);
-  device_.upload(cosine.data(), state_.cosine);
-  device_.upload(sine.data(), state_.sine);
-  Ops& ops = device_.ops();
   for (const View& buffer : {lora_.parameters(), lora_.gradients(), lora_.mean(), lora_.variance()}) {
-    if (buffer.count() > 0) ops.fill(buffer, 0.0F);
+    if (buffer.count() > 0) device_.ops().fill(buffer, 0.0F);
   }
+  select(0);
 }
 
 void FluxEngine::layout(Carver& carver) {
@@ -37,38 +37,58 @@ void FluxEngine::layout(Carver& carver) {
   };
   lora_.layout(carver);
   section("adapters, gradients and moments");
-  flux::layout(carver, state_);
-  section("residual stream, inputs and scratch");
   // Stages hold views of the adapters, so they are made after those have memory.
-  runner_ = std::make_unique<Runner>(device_, store_, flux::stages(state_, lora_), keep_);
-  runner_->layout(carver);
-  section("weights on the device, activations of the stages");
+  for (Shape& shape : shapes_) {
+    shape.runner = std::make_unique<Runner>(device_, store_, flux::stages(shape.state, lora_), keep_);
+  }
+  store_.layout(carver, shapes_.front().runner->stages());
+  section("weights on the device");
+  carver.take_alternatives(shapes_.size(), [&](std::size_t i) { layout(carver, shapes_[i]); });
+  section("activations, inputs and outputs of the largest shape");
+}
+
+void FluxEngine::layout(Carver& carver, Shape& shape) {
+  flux::layout(carver, shape.state);
+  const View& prediction = shape.state.prediction;
+  shape.target = carver.take(prediction.dtype, prediction.batch, prediction.rows, prediction.cols);
+  shape.runner->layout(carver);
 }
 
 void FluxEngine::rehearse(Ops& ops) {
-  runner_->rehearse();
-  std::vector<float> values(static_cast<std::size_t>(state_.batch));
-  ops.squared_error(state_.prediction, state_.prediction, values, values, state_.dprediction);
+  for (Shape& shape : shapes_) {
+    shape.runner->rehearse();
+    const flux::State& state = shape.state;
+    std::vector<float> values(static_cast<std::size_t>(state.batch));
+    ops.squared_error(state.prediction, shape.target, values, values, state.dprediction);
+  }
   if (lora_.trained_count() > 0) ops.sum_of_squares(lora_.gradients());
 }
 
+void FluxEngine::select(std::size_t sequence) {
+  selected_ = sequence;
+  Shape& selected = shapes_.at(sequence);
+  device_.upload(selected.cosine.data(), selected.state.cosine);
+  device_.upload(selected.sine.data(), selected.state.sine);
+}
+
 void FluxEngine::set_sample(std::int64_t index, const Sample& sample) {
+  flux::State& state = this->state();
   const auto upload = [&](std::span<const float> from, const View& to, const char* what) {
     if (static_cast<std::int64_t>(from.size()) != to.rows * to.cols) {
       throw std::logic_error(std::string("FluxEngine::set_sample: wrong size of ") + what);
     }
     device_.upload(from.data(), to.batch_slice(index, 1));
   };
-  upload(sample.img, state_.img, "img");
-  upload(sample.txt, state_.txt, "txt");
-  upload(sample.y, state_.y, "y");
-  state_.sigma.at(static_cast<std::size_t>(index)) = static_cast<float>(sample.sigma);
-  state_.guidance.at(static_cast<std::size_t>(index)) = static_cast<float>(sample.guidance);
+  upload(sample.img, state.img, "img");
+  upload(sample.txt, state.txt, "txt");
+  upload(sample.y, state.y, "y");
+  state.sigma.at(static_cast<std::size_t>(index)) = static_cast<float>(sample.sigma);
+  state.guidance.at(static_cast<std::size_t>(index)) = static_cast<float>(sample.guidance);
 }
 
 std::vector<float> FluxEngine::prediction() {
-  std::vector<float> values(static_cast<std::size_t>(state_.prediction.count()));
-  device_.download(state_.prediction, values.data());
+  std::vector<float> values(static_cast<std::size_t>(state().prediction.count()));
+  device_.download(state().prediction, values.data());
   return values;
 }
 

@@ -1,4 +1,4 @@
-// The FLUX transformer with adapters, set up for one batch shape: memory measured, allocated once and carved, stages
+// The FLUX transformer with adapters, set up for some batch shapes: memory measured, allocated once and carved, stages
 // ready to run.
 #pragma once
 
@@ -17,7 +17,7 @@ namespace squareq {
 
 struct FluxRun {
   std::int64_t batch = 1;
-  Sequence sequence;
+  std::vector<Sequence> sequences;  // one for every shape that a batch may have
   flux::Wanted wanted;
   Keep keep = Keep::kNothing;
   std::vector<LoraTarget> lora;
@@ -25,12 +25,18 @@ struct FluxRun {
 
 class FluxEngine {
  public:
-  FluxEngine(Device& device, const Slab& slab, FluxRun run);
+  // Sequence 0 is selected.
+  FluxEngine(Device& device, const Slab& slab, const FluxRun& run);
   FluxEngine(const FluxEngine&) = delete;
   FluxEngine& operator=(const FluxEngine&) = delete;
 
+  // Batches have the shape of this sequence from here on. Inputs, activations and outputs of the last one are lost;
+  // weights, adapters, their gradients and moments stay where they are.
+  void select(std::size_t sequence);
+
   Device& device() { return device_; }
-  flux::State& state() { return state_; }
+  flux::State& state() { return shape().state; }   // of the selected sequence
+  const View& target() { return shape().target; }  // as state().prediction, for whoever computes a loss
   LoraSet& lora() { return lora_; }
 
   // One sample's inputs; sizes as in flux::State without the batch axis.
@@ -44,10 +50,10 @@ class FluxEngine {
   // Fills state().prediction.
   void forward(const Runner::Observer& observer = {}) {
     arena_.use();
-    runner_->forward(observer);
+    shape().runner->forward(observer);
   }
   // From state().dprediction; adapter gradients accumulate.
-  void backward(const Runner::Observer& observer = {}) { runner_->backward(observer); }
+  void backward(const Runner::Observer& observer = {}) { shape().runner->backward(observer); }
 
   std::vector<float> prediction();
   void zero_gradients();
@@ -57,15 +63,25 @@ class FluxEngine {
   const std::vector<std::pair<std::string, std::size_t>>& memory_plan() const { return plan_; }
 
  private:
+  // What belongs to one sequence.
+  struct Shape {
+    flux::State state;
+    View target;
+    std::unique_ptr<Runner> runner;
+    std::vector<float> cosine, sine;  // rotary table, uploaded when the sequence is selected
+  };
+
+  Shape& shape() { return shapes_[selected_]; }
   void layout(Carver& carver);
+  void layout(Carver& carver, Shape& shape);
   void rehearse(Ops& ops);
 
   Device& device_;
   SlabStore store_;
-  flux::State state_;
   LoraSet lora_;
   Keep keep_;
-  std::unique_ptr<Runner> runner_;
+  std::vector<Shape> shapes_;  // stages refer into it, so its size stays
+  std::size_t selected_ = 0;
   Arena arena_;
   std::vector<std::pair<std::string, std::size_t>> plan_;
 };

@@ -1,6 +1,5 @@
 #include "engine/runner.h"
 
-#include <algorithm>
 #include <chrono>
 
 namespace squareq {
@@ -24,24 +23,15 @@ bool Runner::shares(const Stage& stage) const {
 }
 
 void Runner::layout(Carver& carver) {
-  store_.layout(carver, stages_);
-  std::size_t largest = 0;
+  std::vector<const Stage*> sharing;
   for (const Stage& stage : stages_) {
     if (shares(stage)) {
-      Carver measure;
-      stage.saved(measure);
-      largest = std::max(largest, measure.used());
+      sharing.push_back(&stage);
     } else {
       stage.saved(carver);
     }
   }
-  shared_ = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(largest));
-  if (carver.measuring()) return;
-  for (const Stage& stage : stages_) {
-    if (!shares(stage)) continue;
-    Carver region(shared_.data, largest);
-    stage.saved(region);
-  }
+  carver.take_alternatives(sharing.size(), [&](std::size_t i) { sharing[i]->saved(carver); });
 }
 
 void Runner::rehearse() {

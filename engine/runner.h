@@ -20,7 +20,7 @@ class Runner {
  public:
   Runner(Device& device, SlabStore& store, std::vector<Stage> stages, Keep keep);
 
-  // Carves what the stages save, and their weights where the store keeps them on the device (see Carver).
+  // Carves what the stages save (see Carver).
   void layout(Carver& carver);
   // Calls every operation of forward and backward, for a rehearsal (see Arena).
   void rehearse();
@@ -40,7 +40,6 @@ class Runner {
   SlabStore& store_;
   std::vector<Stage> stages_;
   Keep keep_;
-  View shared_;
 };
 
 }  // namespace squareq

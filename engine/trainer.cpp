@@ -36,7 +36,7 @@ TimestepSettings timestep_settings(const TrainingConfig& c, const ScheduleShift&
 
 FluxRun training_run(const TrainConfig& config, const TrainingSet& data, const FluxShape& shape) {
   return {.batch = config.training.batch_size,
-          .sequence = make_sequence(data.text_tokens, data.grid),
+          .sequences = {make_sequence(data.text_tokens, data.grid)},
           .wanted = {.gradients = true},
           .keep = config.training.activation_checkpointing ? Keep::kCheckpoint : Keep::kAll,
           .lora = select_lora_targets(config.lora, shape)};
@@ -169,7 +169,7 @@ FixedDrawLoss::FixedDrawLoss(Device& device, const Slab& slab, const TrainingCon
       data_(data),
       engine_(device, slab,
               {.batch = config.batch_size,
-               .sequence = make_sequence(data.text_tokens, data.grid),
+               .sequences = {make_sequence(data.text_tokens, data.grid)},
                .lora = std::move(lora)}),
       batch_(engine_) {}
 

@@ -123,6 +123,7 @@ std::vector<Comparison> t5_parity(const ParityOptions& options, const Safetensor
       device,
       [&](Carver& carver) {
         t5::layout(carver, state);
+        store.layout(carver, runner.stages());
         runner.layout(carver);
       },
       [&](Ops&) { runner.rehearse(); });

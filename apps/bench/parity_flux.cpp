@@ -56,8 +56,8 @@ class FluxParity {
 
   // The engine computes as many output tokens as the reference recorded.
   FluxRun run_for(const std::string& output, std::vector<LoraTarget> lora, flux::Wanted wanted) const {
-    FluxRun run{.batch = batch_, .sequence = sequence_, .wanted = wanted, .lora = std::move(lora)};
-    run.sequence.output = io_.find(output) != nullptr ? io_.get(output).shape.at(1) : sequence_.image;
+    FluxRun run{.batch = batch_, .sequences = {sequence_}, .wanted = wanted, .lora = std::move(lora)};
+    run.sequences.front().output = io_.find(output) != nullptr ? io_.get(output).shape.at(1) : sequence_.image;
     run.keep = wanted.gradients ? Keep::kCheckpoint : Keep::kAll;
     return run;
   }

@@ -81,7 +81,7 @@ class Replay {
   }
 
   FluxEngine engine_for(std::int64_t batch) {
-    return FluxEngine(*device_, *slab_, {.batch = batch, .sequence = make_sequence(text_tokens_, grid_)});
+    return FluxEngine(*device_, *slab_, {.batch = batch, .sequences = {make_sequence(text_tokens_, grid_)}});
   }
 
   void sampling() {

@@ -49,7 +49,7 @@ std::vector<LoraTarget> benchmark_adapters(const SpeedOptions& options, const Fl
 
 FluxRun training_run(const SpeedOptions& options, const FluxShape& shape) {
   return {.batch = options.batch,
-          .sequence = make_sequence(options.text, {options.rows, options.cols}),
+          .sequences = {make_sequence(options.text, {options.rows, options.cols})},
           .wanted = {.gradients = true},
           .keep = options.checkpointing ? Keep::kCheckpoint : Keep::kAll,
           .lora = benchmark_adapters(options, shape)};

@@ -2,6 +2,7 @@
 // measure, and with memory, to carve. So what is planned and what is used cannot drift apart.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <stdexcept>
 
@@ -26,6 +27,20 @@ class Carver {
     used_ = (begin + v.bytes() + kAlignment - 1) / kAlignment * kAlignment;
     if (!measuring() && used_ > size_) throw std::logic_error("Carver: region is smaller than its measured layout");
     return v;
+  }
+
+  // Layouts of which only one is in use at a time: each starts here, and what is taken next follows the largest.
+  // layout(i) takes from this carver, for every i in [0, count).
+  template <class Layout>
+  void take_alternatives(std::size_t count, Layout&& layout) {
+    const std::size_t begin = used_;
+    std::size_t end = begin;
+    for (std::size_t i = 0; i < count; ++i) {
+      used_ = begin;
+      layout(i);
+      end = std::max(end, used_);
+    }
+    used_ = end;
   }
 
  private:

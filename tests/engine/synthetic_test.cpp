@@ -34,7 +34,7 @@ TEST_CASE("synthetic weights: FLUX activations stay of order one through all blo
   const Slab slab(folder.file("a.slab"));
   const std::unique_ptr<Device> device = make_cpu_device(0);
   Sequence sequence = make_sequence(6, {3, 4});
-  FluxEngine engine(*device, slab, {.sequence = sequence});
+  FluxEngine engine(*device, slab, {.sequences = {sequence}});
   std::vector<float> img(static_cast<std::size_t>(12 * shape.in_channels));
   std::vector<float> txt(static_cast<std::size_t>(6 * shape.context_in));
   std::vector<float> y(static_cast<std::size_t>(shape.vector_in));
@@ -69,6 +69,7 @@ TEST_CASE("synthetic weights: T5 activations stay of order one through all block
       *device,
       [&](Carver& carver) {
         t5::layout(carver, state);
+        store.layout(carver, runner.stages());
         runner.layout(carver);
       },
       [&](Ops&) { runner.rehearse(); });

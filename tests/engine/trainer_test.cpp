@@ -10,27 +10,13 @@
 #include "io/slab_build.h"
 #include "kernels/base/error.h"
 #include "tests/catch.h"
+#include "tests/engine/tiny_model.h"
 #include "tests/support.h"
 
 using namespace squareq;
 using namespace squareq::test;
 
 namespace {
-
-FluxShape tiny_shape() {
-  return {.hidden = 64,
-          .heads = 2,
-          .head_dim = 32,
-          .axes = {8, 12, 12},
-          .double_blocks = 1,
-          .single_blocks = 2,
-          .mlp_hidden = 256,
-          .context_in = 48,
-          .vector_in = 24,
-          .in_channels = 16,
-          .out_channels = 16,
-          .guidance = true};
-}
 
 TrainingSet random_set() {
   TrainingSet set{.grid = {.rows = 2, .cols = 3}, .text_tokens = 5};

@@ -1,0 +1,101 @@
+#include "engine/flux_engine.h"
+
+#include "engine/flow_batch.h"
+#include "engine/lora_targets.h"
+#include "io/slab_build.h"
+#include "tests/catch.h"
+#include "tests/engine/tiny_model.h"
+#include "tests/support.h"
+
+using namespace squareq;
+using namespace squareq::test;
+
+namespace {
+
+struct Setup {
+  TempDir folder;
+  std::unique_ptr<Device> device = make_cpu_device(2);
+  std::unique_ptr<Slab> slab;
+
+  Setup() {
+    synthesize_slab(tiny_shape(), folder.file("tiny.slab"));
+    slab = std::make_unique<Slab>(folder.file("tiny.slab"));
+  }
+
+  FluxRun run(std::vector<Sequence> sequences) const {
+    LoraConfig lora;
+    lora.rank = 4;
+    lora.alpha = 4.0;
+    return {.batch = 2,
+            .sequences = std::move(sequences),
+            .wanted = {.gradients = true},
+            .keep = Keep::kCheckpoint,
+            .lora = select_lora_targets(lora, slab->flux_shape())};
+  }
+};
+
+// Forward and backward of a random batch of the selected sequence; losses, then the gradients so far.
+std::vector<float> pass(FluxEngine& engine) {
+  const flux::State& state = engine.state();
+  FlowBatch batch(engine);
+  for (std::int64_t slot = 0; slot < state.batch; ++slot) {
+    EncodedExample example{.latent = std::vector<float>(static_cast<std::size_t>(state.img.rows * state.img.cols)),
+                           .text = std::vector<float>(static_cast<std::size_t>(state.txt.rows * state.txt.cols)),
+                           .pooled = std::vector<float>(static_cast<std::size_t>(state.y.cols))};
+    std::vector<float> noise(example.latent.size());
+    std::uint32_t stream = static_cast<std::uint32_t>(10 * slot);
+    for (std::vector<float>* values : {&example.latent, &example.text, &example.pooled, &noise}) {
+      fill_random(*values, stream++);
+    }
+    batch.set(slot, example, noise, 0.4, 1.0);
+  }
+  std::vector<float> result = batch.forward_backward(0.5F);
+  const View gradients = engine.lora().gradients();
+  result.insert(result.end(), gradients.f32(), gradients.f32() + gradients.count());
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("an engine of several shapes computes in each what an engine of that shape alone does") {
+  const Setup setup;
+  const std::vector<Sequence> sequences{make_sequence(5, {.rows = 2, .cols = 3}),
+                                        make_sequence(9, {.rows = 4, .cols = 2}),
+                                        make_sequence(3, {.rows = 1, .cols = 1})};
+  FluxEngine all(*setup.device, *setup.slab, setup.run(sequences));
+  all.initialise_lora(LoraInit::kKaiming, 1);
+  const std::byte* parameters = all.lora().parameters().data;
+  for (const std::size_t i : {1U, 0U, 2U, 1U}) {
+    FluxEngine alone(*setup.device, *setup.slab, setup.run({sequences[i]}));
+    alone.initialise_lora(LoraInit::kKaiming, 1);
+    all.select(i);
+    all.zero_gradients();
+    INFO("sequence " << i);
+    CHECK(pass(all) == pass(alone));
+  }
+  CHECK(all.lora().parameters().data == parameters);
+}
+
+TEST_CASE("gradients accumulate over batches of different shapes") {
+  const Setup setup;
+  const std::vector<Sequence> sequences{make_sequence(5, {.rows = 2, .cols = 3}),
+                                        make_sequence(7, {.rows = 1, .cols = 4})};
+  FluxEngine engine(*setup.device, *setup.slab, setup.run(sequences));
+  engine.initialise_lora(LoraInit::kKaiming, 1);
+  const auto gradients = [&](const std::vector<std::size_t>& order) {
+    engine.zero_gradients();
+    std::vector<float> last;
+    for (const std::size_t i : order) {
+      engine.select(i);
+      last = pass(engine);
+    }
+    return std::vector<float>(last.begin() + 2, last.end());
+  };
+  const std::vector<float> first = gradients({0});
+  const std::vector<float> second = gradients({1});
+  const std::vector<float> both = gradients({0, 1});
+  std::vector<float> sum(first.size());
+  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = first[i] + second[i];
+  CHECK(relative_l2(both, sum) <= 1e-6);
+  CHECK(relative_l2(both, second) >= 0.1);
+}
