@@ -1,6 +1,7 @@
 // squareq-bench: is it right, and how fast is it?
 #include <CLI/CLI.hpp>
 
+#include "apps/bench/inference.h"
 #include "apps/bench/parity.h"
 #include "apps/bench/replay.h"
 #include "apps/bench/speed.h"
@@ -88,19 +89,28 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   auto* block_command = app.add_subcommand("block", "time of every kind of stage");
   auto* step_command = app.add_subcommand("step", "time and rate of a training step");
-  for (auto* command : {block_command, step_command}) {
-    command->add_option("SLAB", speed.slab, "slab of the transformer (squareq-slab build or synth)")->required();
-    command->add_option("--batch", speed.batch)->check(CLI::Range(1, 1024))->capture_default_str();
+  auto* sampling_command = app.add_subcommand("sampling", "time of a sampling step");
+  auto* t5_command = app.add_subcommand("t5", "time of a prompt in the T5 encoder");
+  auto* vae_command = app.add_subcommand("vae", "time of the autoencoder on a picture of 16 x 16 pixels per token");
+  for (auto* command : {block_command, step_command, sampling_command, t5_command}) {
+    command->add_option("SLAB", speed.slab, "slab of the network (squareq-slab build or synth)")->required();
     command->add_option("--text", speed.text, "text tokens")->check(CLI::Range(1, 4096))->capture_default_str();
+  }
+  for (auto* command : {block_command, step_command, sampling_command, vae_command}) {
     command->add_option("--rows", speed.rows, "of image tokens")->check(CLI::Range(1, 1024))->capture_default_str();
     command->add_option("--cols", speed.cols, "of image tokens")->check(CLI::Range(1, 1024))->capture_default_str();
+  }
+  for (auto* command : {block_command, step_command, sampling_command}) {
+    command->add_option("--batch", speed.batch)->check(CLI::Range(1, 1024))->capture_default_str();
+  }
+  for (auto* command : {block_command, step_command}) {
     command->add_option("--rank", speed.rank)->check(CLI::Range(1, 1024))->capture_default_str();
     command->add_option("--targets", speed.targets, "linears with an adapter")
         ->check(CLI::IsMember({"attention", "attention+mlp", "all-linear"}))
         ->capture_default_str();
     command->add_flag("--checkpointing", speed.checkpointing, "recompute activations in the backward pass");
   }
-  for (auto* command : {gemm_command, block_command, step_command}) {
+  for (auto* command : {gemm_command, block_command, step_command, sampling_command, t5_command, vae_command}) {
     command->add_option("--repeats", speed.repeats, "the median counts")
         ->check(CLI::Range(1, 1000))
         ->capture_default_str();
@@ -115,6 +125,9 @@ int main(int argc, char** argv) {
     if (*tokens_command) return run_tokens(tokens_dir, tokens_file, json);
     if (*loss_command) return run_loss(config, lora, draws, json);
     if (*gemm_command) return run_gemm(size, speed);
+    if (*sampling_command) return run_sampling(speed);
+    if (*t5_command) return run_t5(speed);
+    if (*vae_command) return run_vae(speed);
     return *block_command ? run_block(speed) : run_step(speed);
   });
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/tiles.h"
 #include "io/checkpoint.h"
 #include "io/tokenizer_files.h"
 #include "model/latent.h"
@@ -77,7 +78,8 @@ TextStates TextEncoder::encode(const std::string& prompt) {
   return states;
 }
 
-Autoencoder::Autoencoder(Device& device, const std::string& path) : device_(device) {
+Autoencoder::Autoencoder(Device& device, const std::string& path, std::int64_t largest_tile)
+    : device_(device), largest_tile_(largest_tile) {
   const Checkpoint checkpoint = Checkpoint::open(path, Model::kVae);
   shape_ = vae_shape(checkpoint);
   memory_ = std::make_unique<LoadedWeights>(checkpoint, device);
@@ -88,38 +90,49 @@ Autoencoder::Autoencoder(Device& device, const std::string& path) : device_(devi
 }
 
 std::vector<float> Autoencoder::encode(const std::vector<float>& pixels, std::int64_t height, std::int64_t width) {
-  const std::int64_t latent = (height / shape_.factor()) * (width / shape_.factor());
-  const std::size_t bytes = vae::encode_workspace(shape_, device_.ops().activation_type(), 1, height, width);
+  const Tiling tiling(height, width, largest_tile_, shape_.factor());
+  const std::int64_t latent = (tiling.height() / shape_.factor()) * (tiling.width() / shape_.factor());
+  const std::size_t bytes =
+      vae::encode_workspace(shape_, device_.ops().activation_type(), 1, tiling.height(), tiling.width());
   View image, workspace, moments;
   const auto layout = [&](Carver& carver) {
-    image = carver.take(DType::F32, 1, 3, height * width);
+    image = carver.take(DType::F32, 1, 3, tiling.height() * tiling.width());
     workspace = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(bytes));
     moments = carver.take(DType::F32, 1, 2 * shape_.latent_channels, latent);
   };
-  const auto work = [&](Ops& ops) { vae::encode(ops, shape_, encoder_, image, height, width, workspace, moments); };
-  return run(layout, work, pixels, image, moments);
+  const auto work = [&](Ops& ops) {
+    vae::encode(ops, shape_, encoder_, image, tiling.height(), tiling.width(), workspace, moments);
+  };
+  const Arena arena(device_, layout, work);
+  return tiling.map(pixels, 1, shape_.factor(),
+                    [&](const std::vector<float>& tile) { return run(arena, work, tile, image, moments); });
 }
 
 std::vector<float> Autoencoder::decode(const std::vector<float>& packed, std::int64_t height, std::int64_t width) {
-  const std::int64_t rows = height / shape_.factor();
-  const std::int64_t cols = width / shape_.factor();
   std::vector<float> latent(packed.size());
-  unpack_latent(packed, shape_.latent_channels, rows, cols, latent);
+  unpack_latent(packed, shape_.latent_channels, height / shape_.factor(), width / shape_.factor(), latent);
   latent_to_decoder(shape_, latent, latent);
-  const std::size_t bytes = vae::decode_workspace(shape_, device_.ops().activation_type(), 1, height, width);
+  const Tiling tiling(height, width, largest_tile_, shape_.factor());
+  const std::int64_t rows = tiling.height() / shape_.factor();
+  const std::int64_t cols = tiling.width() / shape_.factor();
+  const std::size_t bytes =
+      vae::decode_workspace(shape_, device_.ops().activation_type(), 1, tiling.height(), tiling.width());
   View z, workspace, image;
   const auto layout = [&](Carver& carver) {
     z = carver.take(DType::F32, 1, shape_.latent_channels, rows * cols);
     workspace = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(bytes));
-    image = carver.take(DType::F32, 1, 3, height * width);
+    image = carver.take(DType::F32, 1, 3, tiling.height() * tiling.width());
   };
-  const auto work = [&](Ops& ops) { vae::decode(ops, shape_, decoder_, z, height, width, workspace, image); };
-  return run(layout, work, latent, z, image);
+  const auto work = [&](Ops& ops) {
+    vae::decode(ops, shape_, decoder_, z, tiling.height(), tiling.width(), workspace, image);
+  };
+  const Arena arena(device_, layout, work);
+  return tiling.map(latent, shape_.factor(), 1,
+                    [&](const std::vector<float>& tile) { return run(arena, work, tile, z, image); });
 }
 
-std::vector<float> Autoencoder::run(const std::function<void(Carver&)>& layout, const std::function<void(Ops&)>& work,
+std::vector<float> Autoencoder::run(const Arena& arena, const std::function<void(Ops&)>& work,
                                     const std::vector<float>& values, const View& in, const View& out) {
-  const Arena arena(device_, layout, work);
   arena.use();
   device_.upload(values.data(), in);
   work(device_.ops());

@@ -60,8 +60,11 @@ class TextEncoder {
 
 class Autoencoder {
  public:
+  // Pixels along a side up to which a picture is one tile: larger ones go in several (engine/tiles.h).
+  static constexpr std::int64_t kLargestTile = 1024;
+
   // `path`: a checkpoint of the autoencoder in any layout.
-  Autoencoder(Device& device, const std::string& path);
+  Autoencoder(Device& device, const std::string& path, std::int64_t largest_tile = kLargestTile);
 
   const VaeShape& shape() const { return shape_; }
 
@@ -71,11 +74,12 @@ class Autoencoder {
   std::vector<float> decode(const std::vector<float>& packed, std::int64_t height, std::int64_t width);
 
  private:
-  // `work` on `values`, uploaded into `in`, gives `out`; `layout` carves both.
-  std::vector<float> run(const std::function<void(Carver&)>& layout, const std::function<void(Ops&)>& work,
-                         const std::vector<float>& values, const View& in, const View& out);
+  // `work` on `values`, uploaded into `in`, gives `out`; both in the arena.
+  std::vector<float> run(const Arena& arena, const std::function<void(Ops&)>& work, const std::vector<float>& values,
+                         const View& in, const View& out);
 
   Device& device_;
+  std::int64_t largest_tile_;
   VaeShape shape_;
   std::unique_ptr<LoadedWeights> memory_;
   vae::Network encoder_, decoder_;

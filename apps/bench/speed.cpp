@@ -2,40 +2,19 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <chrono>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <vector>
 
 #include "apps/bench/flops.h"
+#include "apps/bench/measure.h"
 #include "engine/lora_targets.h"
 #include "engine/pipeline.h"
 #include "engine/trainer.h"
-#include "kernels/base/random.h"
 #include "kernels/cpu/gemm.h"
 
 namespace squareq::bench {
 namespace {
-
-double seconds_of(const auto& work, Device* device = nullptr) {
-  const auto begin = std::chrono::steady_clock::now();
-  work();
-  if (device != nullptr) device->synchronize();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
-std::vector<float> random_floats(std::int64_t count, std::uint32_t stream) {
-  std::vector<float> values(static_cast<std::size_t>(count));
-  Random({.purpose = Purpose::kTest, .module = stream}).fill_normal(values);
-  return values;
-}
 
 std::string stage_kind(const std::string& id) { return id.substr(0, id.find('.')); }
 
@@ -92,16 +71,12 @@ double gemm_rate(std::int64_t n, int threads, int repeats) {
   const std::vector<float> a = random_floats(n * n, 1);
   const std::vector<float> b = random_floats(n * n, 2);
   std::vector<float> c(a.size());
-  std::vector<double> rates;
   use_library_threads(threads);
-  for (int i = 0; i <= repeats; ++i) {
-    const double seconds = seconds_of([&] {
-      gemm({.m = n, .n = n, .k = n, .a = a.data(), .lda = n, .b = b.data(), .ldb = n, .c = c.data(), .ldc = n});
-    });
-    if (i > 0) rates.push_back(2.0 * static_cast<double>(n * n * n) / seconds * 1e-9);  // the first one warms up
-  }
+  const double seconds = median_seconds(repeats, [&] {
+    gemm({.m = n, .n = n, .k = n, .a = a.data(), .lda = n, .b = b.data(), .ldb = n, .c = c.data(), .ldc = n});
+  });
   use_calling_thread_only();
-  return median(rates);
+  return 2.0 * static_cast<double>(n * n * n) / seconds * 1e-9;
 }
 
 int run_gemm(std::int64_t n, const SpeedOptions& options) {

@@ -1,0 +1,126 @@
+#include "apps/bench/inference.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "apps/bench/measure.h"
+#include "apps/bench/temporary.h"
+#include "engine/encoders.h"
+#include "engine/pipeline.h"
+#include "engine/sampler.h"
+#include "io/safetensors.h"
+
+namespace squareq::bench {
+namespace {
+
+void print(const std::string& what, const std::map<std::string, double>& seconds, const Device& device, bool json) {
+  if (json) {
+    fmt::print("{}\n", nlohmann::json{{"what", what}, {"device", device.name()}, {"seconds", seconds}}.dump());
+    return;
+  }
+  fmt::print("{}: {}\n", device.name(), what);
+  for (const auto& [part, time] : seconds) fmt::print("  {:<10} {:10.2f} ms\n", part, time * 1e3);
+}
+
+// Writes random weights, of deviation 1 / sqrt(inputs of an output), for what it is shown.
+class RandomCheckpoint : public WeightVisitor {
+ public:
+  void linear(const std::string& name, Weight& slot, std::int64_t out, std::int64_t in, bool bias) override {
+    tensor(name + ".weight", slot.values, out, in);
+    if (bias) tensor(name + ".bias", slot.bias, 1, out);
+  }
+  void tensor(const std::string& name, ConstView&, std::int64_t rows, std::int64_t cols) override {
+    std::vector<float>& values = values_[name];
+    values = random_floats(rows * cols, static_cast<std::uint32_t>(values_.size()));
+    for (float& value : values) value /= std::sqrt(static_cast<float>(rows == 1 ? 1 : cols));
+    const std::int64_t kernel =
+        name.find("nin_shortcut") != std::string::npos || name.find("attn_1") != std::string::npos ? 1 : 3;
+    std::vector<std::int64_t> shape{cols};
+    if (rows > 1) shape = {rows, cols / (kernel * kernel), kernel, kernel};
+    tensors_.push_back({.name = name, .dtype = DType::F32, .shape = shape, .data = std::as_bytes(std::span(values))});
+  }
+  void write(const std::string& path) const { write_safetensors(path, tensors_, {}); }
+
+ private:
+  std::map<std::string, std::vector<float>> values_;
+  std::vector<TensorOut> tensors_;
+};
+
+}  // namespace
+
+int run_t5(const SpeedOptions& options) {
+  const Slab slab(options.slab);
+  const std::unique_ptr<Device> device = open_device(options.device, options.threads);
+  t5::State state{
+      .shape = slab.t5_shape(), .batch = 1, .length = options.text, .activations = device->ops().activation_type()};
+  for (std::int64_t i = 0; i < options.text; ++i) {
+    state.ids.push_back(static_cast<std::int32_t>(i * 7919 % state.shape.vocab));
+  }
+  SlabStore store(slab, *device);
+  Runner runner(*device, store, t5::stages(state), Keep::kNothing);
+  const Arena arena(
+      *device,
+      [&](Carver& carver) {
+        t5::layout(carver, state);
+        runner.layout(carver);
+      },
+      [&](Ops&) { runner.rehearse(); });
+  arena.use();
+  const double seconds = median_seconds(
+      options.repeats, [&] { runner.forward(); }, device.get());
+  print(fmt::format("T5, one prompt of {} tokens", options.text), {{"prompt", seconds}}, *device, options.json);
+  return 0;
+}
+
+int run_vae(const SpeedOptions& options) {
+  const VaeShape shape{.width = 128, .multipliers = {1, 2, 4, 4}, .resnets = 2};
+  const TemporaryFile file("ae.safetensors");
+  RandomCheckpoint checkpoint;
+  vae::Network encoder = vae::make_encoder(shape);
+  vae::Network decoder = vae::make_decoder(shape);
+  vae::weights(checkpoint, encoder);
+  vae::weights(checkpoint, decoder);
+  checkpoint.write(file.path());
+  const std::unique_ptr<Device> device = open_device(options.device, options.threads);
+  Autoencoder autoencoder(*device, file.path());
+  const std::int64_t height = options.rows * 2 * shape.factor();
+  const std::int64_t width = options.cols * 2 * shape.factor();
+  const std::vector<float> picture = random_floats(3 * height * width, 1);
+  const std::vector<float> latent = random_floats(options.rows * options.cols * 4 * shape.latent_channels, 2);
+  const double encode = median_seconds(options.repeats, [&] { autoencoder.encode(picture, height, width); });
+  const double decode = median_seconds(options.repeats, [&] { autoencoder.decode(latent, height, width); });
+  print(fmt::format("autoencoder, {} x {} pixels", width, height), {{"encode", encode}, {"decode", decode}}, *device,
+        options.json);
+  return 0;
+}
+
+int run_sampling(const SpeedOptions& options) {
+  const Slab slab(options.slab);
+  const FluxShape& shape = slab.flux_shape();
+  const std::unique_ptr<Device> device = open_device(options.device, options.threads);
+  const Grid grid{.rows = options.rows, .cols = options.cols};
+  FluxEngine engine(*device, slab, {.batch = options.batch, .sequence = make_sequence(options.text, grid)});
+  const std::vector<float> text = random_floats(options.text * shape.context_in, 1);
+  const std::vector<float> pooled = random_floats(shape.vector_in, 2);
+  const std::vector<FluxEngine::Sample> conditions(static_cast<std::size_t>(options.batch),
+                                                   {.txt = text, .y = pooled, .guidance = 3.5});
+  std::vector<float> latents = random_floats(options.batch * grid.tokens() * shape.in_channels, 3);
+  const std::vector<double> sigmas =
+      sigma_schedule(options.repeats + 1, ScheduleShift{}, grid.tokens());  // the first step warms up
+  std::vector<double> times;
+  auto last = std::chrono::steady_clock::now();
+  euler_sample(engine, conditions, sigmas, latents, [&](std::size_t step) {
+    const auto now = std::chrono::steady_clock::now();
+    if (step > 1) times.push_back(std::chrono::duration<double>(now - last).count());
+    last = now;
+  });
+  print(fmt::format("sampling, {} steps after one, batch {}, {} image tokens", options.repeats, options.batch,
+                    grid.tokens()),
+        {{"step", median(times)}}, *device, options.json);
+  return 0;
+}
+
+}  // namespace squareq::bench
