@@ -102,7 +102,7 @@ int run_sampling(const SpeedOptions& options) {
   const FluxShape& shape = slab.flux_shape();
   const std::unique_ptr<Device> device = open_device(options.device, options.threads);
   const Grid grid{.rows = options.rows, .cols = options.cols};
-  FluxEngine engine(*device, slab, {.batch = options.batch, .sequence = make_sequence(options.text, grid)});
+  FluxEngine engine(*device, slab, {.batch = options.batch, .sequences = {make_sequence(options.text, grid)}});
   const std::vector<float> text = random_floats(options.text * shape.context_in, 1);
   const std::vector<float> pooled = random_floats(shape.vector_in, 2);
   const std::vector<FluxEngine::Sample> conditions(static_cast<std::size_t>(options.batch),
