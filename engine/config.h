@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "io/lora_file.h"
 #include "kernels/base/dtype.h"
 
 namespace squareq {
@@ -34,6 +35,7 @@ struct LoraConfig {
   std::vector<std::string> patterns;     // ECMAScript expressions, each matched against whole names of linears
   bool split_qkv = false;                // own adapters for q, k, v (and mlp of single blocks) on fused linears
   Init init = Init::kKaiming;            // of A; B starts at zero
+  std::string start_from;                // LoRA file whose values the adapters start with; empty: none
 };
 
 struct TrainingConfig {
@@ -86,6 +88,7 @@ struct TrainConfig {
 
   std::int64_t save_every = 0;  // steps; 0: only at the end
   DType save_dtype = DType::BF16;
+  LoraNaming save_format = LoraNaming::kKohya;
   std::int64_t log_every = 1;  // steps
   Device device = Device::kAuto;
   std::int64_t threads = 0;  // 0: one per hardware thread
