@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "io/lora_file.h"
 #include "kernels/base/dtype.h"
 #include "kernels/device.h"
 
@@ -35,6 +36,7 @@ struct LoraConfig {
   std::vector<std::string> patterns;     // ECMAScript expressions, each matched against whole names of linears
   bool split_qkv = false;                // own adapters for q, k, v (and mlp of single blocks) on fused linears
   Init init = Init::kKaiming;            // of A; B starts at zero
+  std::string start_from;                // LoRA file whose values the adapters start with; empty: none
 };
 
 struct TrainingConfig {
@@ -87,6 +89,7 @@ struct TrainConfig {
 
   std::int64_t save_every = 0;  // steps; 0: only at the end
   DType save_dtype = DType::BF16;
+  LoraNaming save_format = LoraNaming::kKohya;
   std::int64_t log_every = 1;  // steps
   Device device = Device::kAuto;
   DeviceOptions compute;

@@ -320,6 +320,11 @@ void add_run_fields(std::vector<ConfigField>& t) {
       FIELD(save_dtype),
       std::vector<std::pair<std::string, DType>>{{"bf16", DType::BF16}, {"f16", DType::F16}, {"f32", DType::F32}},
       "Type of the numbers in the LoRA file. Training itself keeps adapters in F32."));
+  t.push_back(choice(
+      FIELD(save_format),
+      std::vector<std::pair<std::string, LoraNaming>>{{"kohya", LoraNaming::kKohya}, {"peft", LoraNaming::kPeft}},
+      "Naming in the LoRA file. `kohya`: read by every program. `peft`: that of diffusers, with q, k and "
+      "v apart and alpha / rank in the matrices."));
   t.push_back(integer(FIELD(log_every), 1, kMany, "Steps between lines on the console and in `metrics.jsonl`."));
   t.push_back(choice(FIELD(device),
                      std::vector<std::pair<std::string, TrainConfig::Device>>{{"auto", TrainConfig::Device::kAuto},
@@ -364,12 +369,16 @@ void add_lora_fields(std::vector<ConfigField>& t) {
       boolean(FIELD(lora.split_qkv),
               "Fused linears get one adapter per part: q, k, v of `qkv`, and q, k, v, mlp of `linear1`, each of "
               "the full rank, as diffusers and ai-toolkit train. False: one adapter over all parts, as kohya "
-              "trains. In the file the parts are joined: their rank adds up."));
+              "trains. Files in kohya's naming join the parts, and their ranks add up."));
   t.push_back(choice(FIELD(lora.init),
                      std::vector<std::pair<std::string, LoraConfig::Init>>{{"kaiming", LoraConfig::Init::kKaiming},
                                                                            {"gaussian", LoraConfig::Init::kGaussian}},
                      "First values of the down-projection A; B starts at zero. `kaiming`: uniform in +-1/sqrt(inputs). "
                      "`gaussian`: normal with standard deviation 1/rank."));
+  t.push_back(path_to(FIELD(lora.start_from), "a path",
+                      Doc{"LoRA file, of any naming, whose values the adapters start with. `lora.targets` must include "
+                          "all it changes, with at least its rank; terms beyond its rank start as `lora.init` says.",
+                          false, "adapters start as `lora.init` says"}));
 }
 
 void add_optimizer_fields(std::vector<ConfigField>& t) {

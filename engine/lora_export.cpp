@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "io/lora_file.h"
+#include "io/lora_layout.h"
 
 namespace squareq {
 namespace {
@@ -90,7 +91,8 @@ void export_lora(const std::string& path, FluxEngine& engine, const TrainConfig&
   const FluxShape& shape = engine.state().shape;
   const std::time_t finished = std::time(nullptr);
   const std::string base = config.transformer.empty() ? config.model : config.transformer;
-  write_lora(path, adapters, shape, config.save_dtype,
+  write_lora(path, arrange_adapters(std::move(adapters), shape, config.save_format), shape, config.save_format,
+             config.save_dtype,
              lora_metadata({.rank = config.lora.rank,
                             .alpha = config.lora.alpha,
                             .guidance = shape.guidance,

@@ -17,8 +17,23 @@ struct SavedLoras {
   void upload(FluxEngine& engine) const;
 };
 
-// Each entry is FILE or FILE:STRENGTH (a number, 1 by default; a file of that whole name comes first). Warns of tensors
-// that are not for the transformer. Throws what read_lora throws, and ConfigError for a strength that is no number.
+// FILE or FILE:STRENGTH, as options take it: a number, 1 by default; a file of that whole name comes first. Throws
+// ConfigError for a strength that is no number.
+struct LoraEntry {
+  std::string path;
+  double strength = 1.0;
+};
+LoraEntry parse_lora_entry(const std::string& text);
+
+// Reads a LoRA file and warns of tensors that are not for the transformer. Throws what read_lora throws.
+LoraFile read_lora_warning(const std::string& path, const FluxShape& shape);
+
+// Throws what parse_lora_entry and read_lora throw.
 SavedLoras load_loras(const std::vector<std::string>& entries, const FluxShape& shape);
+
+// Gives the trained adapters of an engine, which have their first values already, those of a LoRA file. An adapter of
+// larger rank keeps its first values in the terms that are over. Throws ConfigError if the file does something that the
+// adapters cannot: where none is, or with a larger rank.
+void start_from_lora(FluxEngine& engine, const std::string& path);
 
 }  // namespace squareq

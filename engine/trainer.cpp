@@ -9,6 +9,7 @@
 
 #include "engine/dataset.h"
 #include "engine/lora_targets.h"
+#include "engine/saved_lora.h"
 #include "kernels/base/error.h"
 #include "kernels/base/random.h"
 
@@ -87,6 +88,7 @@ Trainer::Trainer(Device& device, const Slab& slab, const TrainConfig& config, Tr
       batch_(engine_) {
   engine_.initialise_lora(config.lora.init == LoraConfig::Init::kGaussian ? LoraInit::kGaussian : LoraInit::kKaiming,
                           config.training.seed);
+  if (!config.lora.start_from.empty()) start_from_lora(engine_, config.lora.start_from);
   for (const auto& [purpose, bytes] : engine_.memory_plan()) {
     spdlog::info("memory: {:8.1f} MiB  {}", static_cast<double>(bytes) / 0x1p20, purpose);
   }

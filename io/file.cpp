@@ -30,6 +30,18 @@ std::string folder_of(const std::string& path) {
   return folder.empty() ? "." : folder.string();
 }
 
+// 0, or the error that ended it.
+int write_all(int descriptor, std::uint64_t offset, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t written = pwrite(descriptor, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return written == 0 ? EIO : errno;
+    offset += static_cast<std::uint64_t>(written);
+    bytes = bytes.subspan(static_cast<std::size_t>(written));
+  }
+  return 0;
+}
+
 }  // namespace
 
 std::string read_text(const std::string& path) {
@@ -70,13 +82,8 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
 void AtomicFile::write(std::string_view bytes) { write(std::as_bytes(std::span(bytes))); }
 
 void AtomicFile::write_at(std::uint64_t offset, std::span<const std::byte> bytes) {
-  while (!bytes.empty()) {
-    const ssize_t written = pwrite(descriptor_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
-    if (written < 0 && errno == EINTR) continue;
-    if (written <= 0) fail_writing(path_, written == 0 ? EIO : errno);
-    offset += static_cast<std::uint64_t>(written);
-    bytes = bytes.subspan(static_cast<std::size_t>(written));
-  }
+  const int error = write_all(descriptor_, offset, bytes);
+  if (error != 0) fail_writing(path_, error);
 }
 
 void AtomicFile::commit() {
@@ -84,6 +91,36 @@ void AtomicFile::commit() {
   if (std::rename(temporary_.c_str(), path_.c_str()) != 0) fail_writing(path_, errno);
   close(std::exchange(descriptor_, -1));
   sync_folder_of(path_);
+}
+
+AppendFile::AppendFile(std::string path, std::uint64_t position) : path_(std::move(path)), position_(position) {
+  descriptor_ = open(path_.c_str(), O_WRONLY | O_CLOEXEC | (position == 0 ? O_CREAT : 0), 0666);
+  if (descriptor_ < 0) fail_writing(path_, errno);
+  const off_t size = lseek(descriptor_, 0, SEEK_END);
+  const bool enough = size >= 0 && static_cast<std::uint64_t>(size) >= position;
+  const int error = size < 0 || (enough && ftruncate(descriptor_, static_cast<off_t>(position)) != 0) ? errno : 0;
+  if (enough && error == 0) return;
+  close(descriptor_);
+  if (error != 0) fail_writing(path_, error);
+  throw FormatError({path_, fmt::format("{} bytes", size),
+                     fmt::format("at least the {} that were there when the state was saved", position),
+                     "the file has been changed since; without that state the run starts a new one"});
+}
+
+AppendFile::~AppendFile() { close(descriptor_); }
+
+void AppendFile::append(std::string_view record) {
+  const int error = write_all(descriptor_, position_, std::as_bytes(std::span(record)));
+  if (error != 0) {
+    // Half a record would disturb readers. Where it cannot be cut off either, the error to report is the same.
+    [[maybe_unused]] const int ignored = ftruncate(descriptor_, static_cast<off_t>(position_));
+    fail_writing(path_, error);
+  }
+  position_ += record.size();
+}
+
+void AppendFile::sync() {
+  if (fsync(descriptor_) != 0) fail_writing(path_, errno);
 }
 
 void write_atomically(const std::string& path, std::span<const std::byte> bytes) {

@@ -36,6 +36,30 @@ class AtomicFile {
   std::uint64_t position_ = 0;
 };
 
+// A log that a later process goes on with: records are appended whole or not at all.
+class AppendFile {
+ public:
+  // Goes on after the first `position` bytes, which position() told an earlier process; what follows them is cut off.
+  // 0 starts the file anew. Throws FileError, and FormatError if the file is shorter than `position`.
+  AppendFile(std::string path, std::uint64_t position);
+  ~AppendFile();
+  AppendFile(const AppendFile&) = delete;
+  AppendFile& operator=(const AppendFile&) = delete;
+
+  // Throws FileError; the file then ends with the record before.
+  void append(std::string_view record);
+  // Makes everything up to position() durable.
+  void sync();
+
+  std::uint64_t position() const { return position_; }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+  int descriptor_ = -1;
+  std::uint64_t position_ = 0;
+};
+
 void write_atomically(const std::string& path, std::span<const std::byte> bytes);
 void write_atomically(const std::string& path, std::string_view bytes);
 

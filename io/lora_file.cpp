@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "io/checkpoint.h"
+#include "io/lora_layout.h"
 #include "io/safetensors.h"
 #include "io/tensor_names.h"
 #include "kernels/base/error.h"
@@ -241,10 +242,22 @@ LoraAdapter read_adapter(const SafetensorsFile& file, const std::string& module,
                       .down = read_values(file, *tensors.down),
                       .up = read_values(file, *tensors.up)};
   if (without_prefix(module).starts_with("norm_out")) {  // the diffusers name: halves swapped
-    std::rotate(adapter.up.begin(), adapter.up.begin() + static_cast<std::ptrdiff_t>(adapter.up.size() / 2),
-                adapter.up.end());
+    swap_halves(adapter.up);
   }
   return adapter;
+}
+
+// The naming that every module of the file follows, if it is one of those written here.
+std::optional<LoraNaming> naming_of(const std::map<std::string, Tensors>& modules) {
+  const auto all = [&](std::string_view prefix, std::string_view suffix) {
+    return std::all_of(modules.begin(), modules.end(), [&](const auto& entry) {
+      const auto& [module, tensors] = entry;
+      return module.starts_with(prefix) && (tensors.down == nullptr || tensors.down->name.ends_with(suffix));
+    });
+  };
+  if (all("lora_", ".lora_down.weight")) return LoraNaming::kKohya;
+  if (all(kPeftPrefix, ".lora_A.weight")) return LoraNaming::kPeft;
+  return std::nullopt;
 }
 
 void check_apart(const std::string& path, const std::vector<LoraAdapter>& sorted) {
@@ -266,9 +279,12 @@ LoraFile read_lora(const std::string& path, const FluxShape& shape) {
   const Targets targets = targets_by_name(linears, shape);
   const PeftSettings peft(file);
   LoraFile lora{.path = path, .metadata = file.metadata()};
-  for (const auto& [module, tensors] : group_by_module(file, lora.unmapped)) {
+  const std::map<std::string, Tensors> modules = group_by_module(file, lora.unmapped);
+  lora.naming = naming_of(modules);
+  for (const auto& [module, tensors] : modules) {
     const auto target = targets.find(without_prefix(module));
     if (target != targets.end()) {
+      if (lora.adapters.empty() && tensors.down != nullptr) lora.dtype = tensors.down->dtype;
       lora.adapters.push_back(read_adapter(file, module, tensors, target->second, peft));
       continue;
     }

@@ -1,9 +1,10 @@
-// LoRA files: those of kohya, diffusers/PEFT and their relatives are read into one form; kohya's is written, since
-// every program accepts it. Effective weight: W + strength * (alpha / rank) * up * down.
+// LoRA files: those of kohya, diffusers/PEFT and their relatives are read into one form; those two namings are written.
+// Effective weight: W + strength * (alpha / rank) * up * down.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,11 @@
 #include "kernels/base/shapes.h"
 
 namespace squareq {
+
+// kKohya: "lora_unet_" modules under BFL names with lora_down, lora_up and alpha; fused projections are one module.
+// kPeft: "transformer." modules under diffusers names with lora_A and lora_B; q, k, v and the MLP part of linear1 are
+// modules of their own, and there is no alpha: all readers agree only where the scale is in the matrices.
+enum class LoraNaming : std::uint8_t { kKohya, kPeft };
 
 // One pair of matrices on a range of output rows of a linear layer.
 struct LoraAdapter {
@@ -28,6 +34,8 @@ struct LoraAdapter {
 
 struct LoraFile {
   std::string path;
+  std::optional<LoraNaming> naming;   // none: that of another program
+  DType dtype = DType::F32;           // of the first matrix
   std::vector<LoraAdapter> adapters;  // ordered by name of the linear, then by row
   std::vector<std::string> unmapped;  // tensors that belong to no linear of the transformer (text encoders, say)
   std::map<std::string, std::string> metadata;
@@ -52,11 +60,13 @@ struct LoraMetadata {
 };
 std::map<std::string, std::string> lora_metadata(const LoraMetadata& about);
 
-// Writes kohya's naming, values as `dtype` (F32, F16 or BF16), alpha as F32. Several adapters on one linear become one
-// block-diagonal adapter (exact). Adapters whose `up` is zero everywhere do nothing and are left out, unless all are.
-// Adds sshs_model_hash and sshs_legacy_hash to the metadata. Throws FileError, and NumericError if a value is not
-// finite in `dtype`.
-void write_lora(const std::string& path, const std::vector<LoraAdapter>& adapters, const FluxShape& shape, DType dtype,
-                std::map<std::string, std::string> metadata);
+// Writes adapters that arrange_adapters (io/lora_layout.h) has brought to `naming`: values as `dtype` (F32, F16 or
+// BF16), alpha as F32. Adds sshs_model_hash and sshs_legacy_hash to the metadata. Throws FileError, and NumericError if
+// a value is not finite in `dtype`.
+void write_lora(const std::string& path, const std::vector<LoraAdapter>& adapters, const FluxShape& shape,
+                LoraNaming naming, DType dtype, std::map<std::string, std::string> metadata);
+
+// What sshs_model_hash says: lower-case SHA-256 over the tensor data of a file.
+std::string model_hash(const std::string& path);
 
 }  // namespace squareq

@@ -5,9 +5,12 @@
 #include <cmath>
 #include <ctime>
 #include <memory>
+#include <span>
 #include <stdexcept>
+#include <tuple>
 
 #include "io/lora_file.h"
+#include "io/lora_layout.h"
 #include "io/safetensors.h"
 #include "io/tensor_names.h"
 #include "kernels/base/error.h"
@@ -65,72 +68,30 @@ void add_hashes(const std::vector<TensorOut>& sorted, std::map<std::string, std:
   metadata["sshs_legacy_hash"] = hash_range(pieces, kWindowBegin, kWindowBegin + kWindow).substr(0, 8);
 }
 
-bool does_nothing(const LoraAdapter& adapter) {
-  return std::all_of(adapter.up.begin(), adapter.up.end(), [](float value) { return value == 0.0F; });
-}
+// Module names in a file, by linear, first row and number of rows.
+using Names = std::map<std::tuple<std::string, std::int64_t, std::int64_t>, std::string>;
 
-// Puts the scale into the matrices; `up` is multiplied by powers of two only.
-void fold_scale(LoraAdapter& adapter) {
-  float down = adapter.scale();
-  float up = 1.0F;
-  while (2.0F * down < up) {
-    down *= 2.0F;
-    up /= 2.0F;
-  }
-  for (float& value : adapter.down) value *= down;
-  for (float& value : adapter.up) value *= up;
-  adapter.alpha = static_cast<float>(adapter.rank);
-}
-
-// One adapter on all rows of `linear` that does what `parts` do together.
-LoraAdapter join(std::vector<LoraAdapter> parts, const LinearSize& linear) {
-  if (parts.size() == 1 && parts[0].rows == linear.out) return std::move(parts[0]);
-  LoraAdapter whole{.linear = linear.name, .rows = linear.out, .in = linear.in};
-  const float scale = parts[0].scale();
-  const bool same = std::all_of(parts.begin(), parts.end(), [&](const auto& part) { return part.scale() == scale; });
-  for (LoraAdapter& part : parts) {
-    if (!same) fold_scale(part);
-    whole.rank += part.rank;
-    whole.down.insert(whole.down.end(), part.down.begin(), part.down.end());
-  }
-  whole.alpha = static_cast<float>(whole.rank) * (same ? scale : 1.0F);
-  whole.up.resize(static_cast<std::size_t>(whole.rows * whole.rank));
-  std::int64_t column = 0;
-  for (const LoraAdapter& part : parts) {
-    for (std::int64_t r = 0; r < part.rows; ++r) {
-      std::copy_n(part.up.data() + r * part.rank, part.rank,
-                  whole.up.data() + (part.row_begin + r) * whole.rank + column);
-    }
-    column += part.rank;
-  }
-  return whole;
-}
-
-std::vector<LoraAdapter> join_by_linear(const std::vector<LoraAdapter>& adapters, const FluxShape& shape) {
-  const bool nothing = std::all_of(adapters.begin(), adapters.end(), does_nothing);
-  std::map<std::string, std::vector<LoraAdapter>> by_linear;
-  for (const LoraAdapter& adapter : adapters) {
-    // Readers recover the parts of an all-zero joined adapter with the wrong rank; it would do nothing anyway.
-    if (nothing || !does_nothing(adapter)) by_linear[adapter.linear].push_back(adapter);
-  }
-  std::vector<LoraAdapter> joined;
+Names kohya_names(const FluxShape& shape) {
+  Names names;
   for (const LinearSize& linear : flux_linears(shape)) {
-    auto found = by_linear.extract(linear.name);
-    if (!found) continue;
-    for (const LoraAdapter& a : found.mapped()) {
-      const bool sizes = a.down.size() == static_cast<std::size_t>(a.rank * a.in) &&
-                         a.up.size() == static_cast<std::size_t>(a.rank * a.rows);
-      if (!sizes || a.in != linear.in || a.row_begin < 0 || a.row_begin + a.rows > linear.out || a.rank <= 0) {
-        throw std::logic_error("write_lora: sizes of the adapter on " + a.linear);
-      }
-    }
-    joined.push_back(join(std::move(found.mapped()), linear));
+    std::string name = "lora_unet_" + linear.name;
+    std::replace(name.begin(), name.end(), '.', '_');
+    names[{linear.name, 0, linear.out}] = name;
   }
-  if (!by_linear.empty()) throw std::logic_error("write_lora: no linear " + by_linear.begin()->first);
-  return joined;
+  return names;
 }
 
-std::vector<std::byte> convert(const std::vector<float>& values, DType dtype, const std::string& place) {
+Names peft_names(const FluxShape& shape) {
+  Names names;
+  for (const LinearSize& linear : flux_linears(shape)) {
+    for (const ModulePart& part : module_parts(linear.name, linear.out, shape)) {
+      names[{linear.name, part.row_begin, part.rows}] = "transformer." + part.module;
+    }
+  }
+  return names;
+}
+
+std::vector<std::byte> convert(std::span<const float> values, DType dtype, const std::string& place) {
   const auto count = static_cast<std::int64_t>(values.size());
   std::vector<std::byte> bytes(values.size() * size_of(dtype));
   from_f32(values.data(), dtype, bytes.data(), count);
@@ -178,26 +139,41 @@ std::map<std::string, std::string> lora_metadata(const LoraMetadata& about) {
   return entries;
 }
 
-void write_lora(const std::string& path, const std::vector<LoraAdapter>& adapters, const FluxShape& shape, DType dtype,
-                std::map<std::string, std::string> metadata) {
-  const std::vector<LoraAdapter> joined = join_by_linear(adapters, shape);
+void write_lora(const std::string& path, const std::vector<LoraAdapter>& adapters, const FluxShape& shape,
+                LoraNaming naming, DType dtype, std::map<std::string, std::string> metadata) {
+  const Names names = naming == LoraNaming::kKohya ? kohya_names(shape) : peft_names(shape);
   std::vector<std::vector<std::byte>> payloads;
   std::vector<TensorOut> tensors;
   const auto add = [&](const std::string& name, DType type, std::vector<std::int64_t> sides,
-                       const std::vector<float>& values) {
+                       std::span<const float> values) {
     payloads.push_back(convert(values, type, fmt::format("{}: tensor '{}'", path, name)));
     tensors.push_back({name, type, std::move(sides), payloads.back()});  // its memory stays when the vector moves
   };
-  for (const LoraAdapter& adapter : joined) {
-    std::string key = "lora_unet_" + adapter.linear;
-    std::replace(key.begin(), key.end(), '.', '_');
-    add(key + ".lora_down.weight", dtype, {adapter.rank, adapter.in}, adapter.down);
-    add(key + ".lora_up.weight", dtype, {adapter.rows, adapter.rank}, adapter.up);
-    add(key + ".alpha", DType::F32, {}, {adapter.alpha});
+  for (const LoraAdapter& a : adapters) {
+    const auto name = names.find({a.linear, a.row_begin, a.rows});
+    if (name == names.end() || (naming == LoraNaming::kPeft && a.scale() != 1.0F)) {
+      throw std::logic_error("write_lora: the adapter on " + a.linear + " is not arranged for this naming");
+    }
+    if (naming == LoraNaming::kKohya) {
+      add(name->second + ".lora_down.weight", dtype, {a.rank, a.in}, a.down);
+      add(name->second + ".lora_up.weight", dtype, {a.rows, a.rank}, a.up);
+      add(name->second + ".alpha", DType::F32, {}, {&a.alpha, 1});
+    } else {
+      add(name->second + ".lora_A.weight", dtype, {a.rank, a.in}, a.down);
+      std::vector<float> up = a.up;
+      if (a.linear == kSwappedModule) swap_halves(up);
+      add(name->second + ".lora_B.weight", dtype, {a.rows, a.rank}, up);
+    }
   }
   sort_for_writing(tensors);
   add_hashes(tensors, metadata);
   write_safetensors(path, std::move(tensors), metadata);
+}
+
+std::string model_hash(const std::string& path) {
+  const MappedFile bytes(path);
+  const std::span<const std::byte> all = bytes.bytes();
+  return hash_range({all.subspan(parse_safetensors(all, path).data_begin)}, 0, SIZE_MAX);
 }
 
 }  // namespace squareq

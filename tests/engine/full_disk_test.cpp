@@ -65,7 +65,7 @@ TEST_CASE("full disk: LoRA files") {
       adapters.push_back({linear.name, 0, out, in, rank, 16.0F, noise(static_cast<std::size_t>(rank * in)),
                           noise(static_cast<std::size_t>(out * rank))});
     }
-    write_lora(path, adapters, shape, DType::F32, {});
+    write_lora(path, adapters, shape, LoraNaming::kKohya, DType::F32, {});
   });
 }
 

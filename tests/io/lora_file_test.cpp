@@ -6,6 +6,7 @@
 
 #include "io/checkpoint.h"
 #include "io/file.h"
+#include "io/lora_layout.h"
 #include "kernels/base/error.h"
 #include "tests/catch.h"
 #include "tests/io/tensor_files.h"
@@ -68,6 +69,12 @@ void check_same_deltas(const std::vector<LoraAdapter>& a, const std::vector<Lora
   }
 }
 
+// Arranges and writes in kohya's naming, if nothing else is said.
+void save(const std::string& path, const std::vector<LoraAdapter>& adapters, const FluxShape& shape, DType dtype,
+          const std::map<std::string, std::string>& metadata = {}, LoraNaming naming = LoraNaming::kKohya) {
+  write_lora(path, arrange_adapters(adapters, shape, naming), shape, naming, dtype, metadata);
+}
+
 // Message for a file with these tensors.
 std::string problem(const TensorFile& file) {
   const test::TempDir dir;
@@ -102,7 +109,7 @@ TEST_CASE("lora: written and read back") {
   }
   const DType dtype = GENERATE(DType::F32, DType::F16, DType::BF16);
   const std::string path = dir.file("l.safetensors");
-  write_lora(path, adapters, shape, dtype, lora_metadata({.rank = 3, .alpha = 1.5, .output_name = "mine"}));
+  save(path, adapters, shape, dtype, lora_metadata({.rank = 3, .alpha = 1.5, .output_name = "mine"}));
   const LoraFile file = read_lora(path, shape);
   CHECK(file.adapters.size() == adapters.size());
   CHECK(file.unmapped.empty());
@@ -127,11 +134,11 @@ TEST_CASE("lora: written and read back") {
 TEST_CASE("lora: the model hash does not depend on the metadata") {
   const test::TempDir dir;
   const std::vector<LoraAdapter> adapters{adapter("img_in", 0, 8, 4, 2, 2, 1)};
-  write_lora(dir.file("a"), adapters, small(), DType::F32, lora_metadata({.rank = 2, .alpha = 2}));
-  write_lora(dir.file("b"), adapters, small(), DType::F32, {{"ss_training_comment", "other"}});
+  save(dir.file("a"), adapters, small(), DType::F32, lora_metadata({.rank = 2, .alpha = 2}));
+  save(dir.file("b"), adapters, small(), DType::F32, {{"ss_training_comment", "other"}});
   const auto hash = [&](const char* name) { return SafetensorsFile(dir.file(name)).metadata().at("sshs_model_hash"); };
   CHECK(hash("a") == hash("b"));
-  write_lora(dir.file("c"), {adapter("img_in", 0, 8, 4, 2, 2, 9)}, small(), DType::F32, {});
+  save(dir.file("c"), {adapter("img_in", 0, 8, 4, 2, 2, 9)}, small(), DType::F32);
   CHECK(hash("a") != hash("c"));
 }
 
@@ -167,7 +174,7 @@ TEST_CASE("lora: split adapters become one block-diagonal adapter") {
                                     adapter("single_blocks.0.linear1", 24, 24, 8, 2, 1.0F, 5)};
   const bool mixed = GENERATE(false, true);
   if (mixed) adapters[1] = adapter("single_blocks.0.linear1", 16, 8, 8, 3, 0.1F, 3);
-  write_lora(dir.file("l"), adapters, shape, DType::F32, {});
+  save(dir.file("l"), adapters, shape, DType::F32);
   const LoraFile file = read_lora(dir.file("l"), shape);
   REQUIRE(file.adapters.size() == 1);
   CHECK(file.adapters[0].rank == (mixed ? 7 : 6));
@@ -180,10 +187,10 @@ TEST_CASE("lora: adapters that do nothing are left out, unless all do nothing") 
   const test::TempDir dir;
   std::vector<LoraAdapter> adapters{adapter("img_in", 0, 8, 4, 2, 2, 1), adapter("txt_in", 0, 8, 6, 2, 2, 3)};
   std::fill(adapters[0].up.begin(), adapters[0].up.end(), 0.0F);
-  write_lora(dir.file("l"), adapters, small(), DType::BF16, {});
+  save(dir.file("l"), adapters, small(), DType::BF16);
   CHECK(read_lora(dir.file("l"), small()).adapters.size() == 1);
   std::fill(adapters[1].up.begin(), adapters[1].up.end(), 0.0F);
-  write_lora(dir.file("l"), adapters, small(), DType::BF16, {});
+  save(dir.file("l"), adapters, small(), DType::BF16);
   CHECK(read_lora(dir.file("l"), small()).adapters.size() == 2);
 }
 
@@ -191,13 +198,12 @@ TEST_CASE("lora: values that do not fit the type are refused and nothing is writ
   const test::TempDir dir;
   std::vector<LoraAdapter> adapters{adapter("img_in", 0, 8, 4, 2, 2, 1)};
   adapters[0].up[3] = 70000.0F;
-  CHECK(contains(test::message_of<NumericError>([&] { write_lora(dir.file("l"), adapters, small(), DType::F16, {}); }),
+  CHECK(contains(test::message_of<NumericError>([&] { save(dir.file("l"), adapters, small(), DType::F16); }),
                  "lora_unet_img_in.lora_up.weight"));
   adapters[0].up[3] = std::numeric_limits<float>::quiet_NaN();
-  CHECK_THROWS_AS(write_lora(dir.file("l"), adapters, small(), DType::F32, {}), NumericError);
+  CHECK_THROWS_AS(save(dir.file("l"), adapters, small(), DType::F32, {}), NumericError);
   CHECK(std::filesystem::is_empty(dir.path()));
-  CHECK_THROWS_AS(write_lora(dir.file("x/l"), {adapter("img_in", 0, 8, 4, 2, 2, 1)}, small(), DType::F32, {}),
-                  FileError);
+  CHECK_THROWS_AS(save(dir.file("x/l"), {adapter("img_in", 0, 8, 4, 2, 2, 1)}, small(), DType::F32, {}), FileError);
 }
 
 TEST_CASE("lora: a file of diffusers") {
@@ -227,7 +233,7 @@ TEST_CASE("lora: a file of diffusers") {
   CHECK(k->up == SafetensorsFile(path).read_f32("transformer.single_transformer_blocks.0.attn.to_k.lora_B.weight"));
 
   const test::TempDir dir;
-  write_lora(dir.file("l"), file.adapters, shape, DType::F32, {});
+  save(dir.file("l"), file.adapters, shape, DType::F32);
   check_same_deltas(read_lora(dir.file("l"), shape).adapters, file.adapters, shape, 0.0);
 
   shape.single_blocks = 2;
