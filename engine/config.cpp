@@ -110,15 +110,16 @@ std::string advice_for(std::string_view path) {
   throw ConfigError({place(source, path), "an unknown name", "one of docs/config.md", advice_for(path)});
 }
 
-void set_field(TrainConfig& config, const std::string& path, const Json& value) {
+// Field `path`, which messages call `shown`.
+void set_field(TrainConfig& config, const std::string& path, const std::string& shown, const Json& value) {
   for (const ConfigField& field : config_fields()) {
     if (field.path != path) continue;
     if (!field.set(config, value)) {
-      throw ConfigError({place(config.source, path), described(value), field.expected, ""});
+      throw ConfigError({place(config.source, shown), described(value), field.expected, ""});
     }
     return;
   }
-  unknown_field(config.source, path);
+  unknown_field(config.source, shown);
 }
 
 // nlohmann::json keeps the last of two equal names; here they are an error.
@@ -146,18 +147,80 @@ Json parse_json(std::string_view text, const std::string& source) {
   }
 }
 
+constexpr const char* kFolders = "data.folders";  // its entries are read when the defaults of all are known
+
 void read_fields(TrainConfig& config, const Json& json) {
   if (!json.is_object()) throw ConfigError({config.source, described(json), "an object { } of settings", ""});
   const std::vector<std::string> known = sections();
   for (const auto& [name, value] : json.items()) {
+    if (name == "$schema") continue;  // for editors
     if (std::find(known.begin(), known.end(), name) == known.end()) {
-      set_field(config, name, value);
+      set_field(config, name, name, value);
       continue;
     }
     if (!value.is_object()) {
       throw ConfigError({place(config.source, name), described(value), "a section { } of settings", ""});
     }
-    for (const auto& [leaf, inner] : value.items()) set_field(config, fmt::format("{}.{}", name, leaf), inner);
+    for (const auto& [leaf, inner] : value.items()) {
+      const std::string path = fmt::format("{}.{}", name, leaf);
+      if (path != kFolders) set_field(config, path, path, inner);
+    }
+  }
+}
+
+std::string absolute_path(const std::string& path, const std::string& source) {
+  namespace fs = std::filesystem;
+  return (fs::absolute(fs::path(source).parent_path() / ".") / path).lexically_normal().string();
+}
+
+void make_paths_absolute(TrainConfig& config) {
+  for (const ConfigField& field : config_fields()) {
+    std::string* path = field.file_path(config);
+    if (path != nullptr && !path->empty()) *path = absolute_path(*path, config.source);
+  }
+}
+
+// One entry of data.folders on top of the defaults in config.data.
+FolderConfig read_folder(const TrainConfig& config, const Json& entry, const std::string& shown) {
+  if (!entry.is_object()) throw ConfigError({place(config.source, shown), described(entry), "a section { }", ""});
+  TrainConfig one = config;
+  for (const auto& [leaf, value] : entry.items()) {
+    const std::string path = fmt::format("data.{}", leaf);
+    const std::string inner = fmt::format("{}.{}", shown, leaf);
+    const bool allowed = std::any_of(config_fields().begin(), config_fields().end(),
+                                     [&](const ConfigField& field) { return field.per_folder && field.path == path; });
+    if (!allowed) unknown_field(config.source, inner);
+    set_field(one, path, inner, value);
+  }
+  if (one.data.folder.empty()) {
+    throw ConfigError({place(config.source, shown + ".folder"), "nothing", "a path", "every entry names a folder"});
+  }
+  make_paths_absolute(one);
+  return one.data;
+}
+
+void read_folders(TrainConfig& config, const Json& json) {
+  const auto section = json.find("data");
+  const bool listed = section != json.end() && section->contains("folders");
+  if (!listed) {
+    if (config.data.folder.empty()) {
+      throw ConfigError({place(config.source, "data.folder"), "nothing", "a path",
+                         "name the folder of pictures, or several in 'data.folders'"});
+    }
+    config.data.folders = {config.data};
+    return;
+  }
+  const Json& list = section->at("folders");
+  if (!list.is_array() || list.empty() || list.size() > 256) {
+    throw ConfigError({place(config.source, kFolders), described(list),
+                       "a list of 1 to 256 sections { } that each name a folder", ""});
+  }
+  if (!config.data.folder.empty()) {
+    throw ConfigError({place(config.source, kFolders), "both 'folder' and 'folders'", "one of them",
+                       "make the folder another entry of 'folders'"});
+  }
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    config.data.folders.push_back(read_folder(config, list[i], fmt::format("{}[{}]", kFolders, i)));
   }
 }
 
@@ -184,15 +247,14 @@ void check_together(const TrainConfig& c) {
     }
   }
   require_parts(c);
+  if (c.data.fixed_size[0] == 0 && c.data.resolution.front() < c.data.bucket_step) {
+    throw ConfigError({place(c.source, "data.resolution"), std::to_string(c.data.resolution.front()),
+                       fmt::format("at least data.bucket_step = {}", c.data.bucket_step), "lower data.bucket_step"});
+  }
   if (c.training.warmup_steps > c.training.steps) {
     throw ConfigError({place(c.source, "training.warmup_steps"), std::to_string(c.training.warmup_steps),
                        fmt::format("at most training.steps = {}", c.training.steps), ""});
   }
-}
-
-std::string absolute_path(const std::string& path, const std::string& source) {
-  namespace fs = std::filesystem;
-  return (fs::absolute(fs::path(source).parent_path() / ".") / path).lexically_normal().string();
 }
 
 }  // namespace
@@ -200,11 +262,10 @@ std::string absolute_path(const std::string& path, const std::string& source) {
 TrainConfig parse_train_config(std::string_view json, const std::string& source) {
   TrainConfig config;
   config.source = source;
-  read_fields(config, parse_json(json, source));
-  for (const ConfigField& field : config_fields()) {
-    std::string* path = field.file_path(config);
-    if (path != nullptr && !path->empty()) *path = absolute_path(*path, source);
-  }
+  const Json parsed = parse_json(json, source);
+  read_fields(config, parsed);
+  make_paths_absolute(config);
+  read_folders(config, parsed);
   check_together(config);
   if (!(config.lora.alpha > 0.0)) config.lora.alpha = static_cast<double>(config.lora.rank);
   return config;

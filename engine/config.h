@@ -1,8 +1,8 @@
 // The settings of one training run: a JSON file in, a checked plain struct out.
 //
 // One table (config_table.cpp) names every field with its type, range and meaning; parsing, validation, the written-out
-// form and docs/config.md all come from it, so they cannot disagree. Whatever is unknown, of the wrong type or out of
-// range throws ConfigError naming the file and the field, what was found and what is expected.
+// form, docs/config.md and configs/schema.json all come from it, so they cannot disagree. Whatever is unknown, of the
+// wrong type or out of range throws ConfigError naming the file and the field, what was found and what is expected.
 #pragma once
 
 #include <array>
@@ -18,13 +18,40 @@
 
 namespace squareq {
 
-struct DataConfig {
+// Pictures of one folder and how they are used.
+struct FolderConfig {
+  std::string folder;
+  std::int64_t repeats = 1;  // draws of each picture an epoch
+  double weight = 1.0;       // of their loss
+  bool regularisation = false;
+  std::string trigger, prefix, suffix;
+  std::string default_caption;   // of pictures that have none; empty: that is an error
+  double caption_dropout = 0.0;  // share of draws with an empty caption
+  std::int64_t tag_orders = 0;   // random orders of the tags of each caption; 0: as written
+  std::int64_t keep_tags = 0;    // first tags that stay in front
+  bool flip = false;
+  bool alpha_mask = false;
+  std::string mask_folder;  // empty: none
+  double mask_floor = 0.0;  // weight where a mask is black
+};
+
+// The fields of FolderConfig are defaults for all entries of `folders`.
+struct DataConfig : FolderConfig {
   enum class Latent : std::uint8_t { kSample, kMean };
 
-  std::string folder;                            // images and their .txt captions
-  std::array<std::int64_t, 2> resolution{0, 0};  // width, height in pixels; multiples of 16
-  std::int64_t text_length = 0;                  // T5 tokens per caption; 0: the model's own length
-  Latent latent = Latent::kSample;               // one draw from the encoder's distribution, or its mean
+  std::vector<FolderConfig> folders;             // with their defaults filled in; after reading, at least one
+  std::vector<std::int64_t> resolution;          // rising; sides of the squares whose area buckets have
+  std::array<std::int64_t, 2> fixed_size{0, 0};  // width, height of all samples where there are no buckets
+  std::int64_t bucket_step = 64;                 // sides of buckets are multiples of it
+  bool upscale = false;
+  double prior_weight = 1.0;        // of the loss of regularisation folders
+  std::int64_t text_length = 0;     // T5 tokens per caption; 0: the model's own length
+  Latent latent = Latent::kSample;  // one draw from the encoder's distribution, or its mean
+
+  // The largest width and height that a sample is asked to have.
+  std::array<std::int64_t, 2> largest() const {
+    return resolution.empty() ? fixed_size : std::array{resolution.back(), resolution.back()};
+  }
 };
 
 struct LoraConfig {
@@ -113,5 +140,8 @@ bool is_lora_target(const LoraConfig& lora, std::string_view linear);
 
 // The contents of docs/config.md.
 std::string config_reference_markdown();
+
+// The contents of configs/schema.json, a JSON Schema of configuration files for editors.
+std::string config_schema_json();
 
 }  // namespace squareq

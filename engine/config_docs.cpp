@@ -28,6 +28,7 @@ A run is described by one JSON file:
 - Everything not marked *required* may be left out and then takes its default.
 - Comments, `// ...` to the end of the line and `/* ... */`, are allowed.
 - Relative paths start at the folder of the configuration file.
+- `"$schema": "schema.json"` may stand first: `configs/schema.json` tells editors names, values and meanings.
 - A name that is not listed here, a value of another type or out of range, and a name given twice are errors; nothing
   is ignored. The message names the file, the field, what was found and what is expected.
 
@@ -70,8 +71,9 @@ std::string config_reference_markdown() {
       text += section.empty() ? "\n## Outside of sections\n" : fmt::format("\n## Section `{}`\n", section);
       text += "\n| field | value | default | meaning |\n|---|---|---|---|\n";
     }
-    text += fmt::format("| `{}` | {} | {} | {} |\n", field.leaf(), escaped(field.expected),
-                        escaped(default_text(field)), escaped(field.doc));
+    text +=
+        fmt::format("| `{}` | {} | {} | {} |\n", field.leaf(), escaped(field.expected), escaped(default_text(field)),
+                    escaped(field.per_folder ? field.doc + " *Per folder.*" : field.doc));
   }
   text += kForeignIntroduction;
   for (const ForeignName& foreign : foreign_names()) {
@@ -79,6 +81,31 @@ std::string config_reference_markdown() {
                                  : fmt::format("| `{}` | `{}` |\n", foreign.name, foreign.path);
   }
   return text;
+}
+
+std::string config_schema_json() {
+  using Json = nlohmann::ordered_json;
+  Json schema{{"$schema", "https://json-schema.org/draft/2020-12/schema"},
+              {"title", "Configuration of squareq-train"},
+              {"type", "object"},
+              {"properties", {{"$schema", {{"type", "string"}}}}},
+              {"required", {"data"}},
+              {"additionalProperties", false}};
+  for (const ConfigField& field : config_fields()) {
+    Json* place = &schema;
+    if (!field.section().empty()) {
+      place = &schema["properties"][field.section()];
+      if (place->is_null()) {
+        *place = {{"type", "object"}, {"properties", Json::object()}, {"additionalProperties", false}};
+      }
+    }
+    Json& value = (*place)["properties"][field.leaf()];
+    value = field.schema;
+    value["description"] = field.doc;
+    if (const Json standard = field.get(TrainConfig{}); !standard.is_null()) value["default"] = standard;
+    if (field.required) (*place)["required"].push_back(field.leaf());
+  }
+  return schema.dump(2) + "\n";
 }
 
 }  // namespace squareq

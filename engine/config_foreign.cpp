@@ -7,7 +7,7 @@ namespace {
 constexpr std::string_view kAdamW = "the optimizer is always AdamW: training.betas, epsilon and weight_decay set it up";
 constexpr std::string_view kPrecision =
     "there is nothing to choose: adapters learn in F32; quantize and save_dtype set the other types";
-constexpr std::string_view kCaptions = "captions are .txt files beside the pictures, nothing is added to them";
+constexpr std::string_view kCaptions = "captions are .txt or .caption files beside the pictures, or in metadata.jsonl";
 constexpr std::string_view kOnlyLora = "every run trains a LoRA";
 constexpr std::string_view kCached = "latents and text states are always cached, in cache_dir";
 constexpr std::string_view kEpochs = "a run is measured in steps: training.steps";
@@ -47,18 +47,35 @@ const std::vector<ForeignName>& foreign_names() {
       {"dataset_path", "data.folder", ""},
       {"folder_path", "data.folder", ""},
       {"image_dir", "data.folder", ""},
-      {"datasets", "data.folder", ""},
-      {"dataset", "data.folder", ""},
+      {"datasets", "data.folders", ""},
+      {"dataset", "data.folders", ""},
+      {"subsets", "data.folders", ""},
+      {"concepts", "data.folders", ""},
       {"image_size", "data.resolution", ""},
       {"t5xxl_max_token_length", "data.text_length", ""},
       {"max_sequence_length", "data.text_length", ""},
       {"caption_extension", "", kCaptions},
       {"caption_ext", "", kCaptions},
-      {"trigger_word", "", kCaptions},
-      {"instance_prompt", "", kCaptions},
-      {"caption_prefix", "", kCaptions},
-      {"caption_dropout_rate", "", "captions are never dropped"},
-      {"enable_bucket", "", "every picture is brought to data.resolution"},
+      {"trigger_word", "data.trigger", ""},
+      {"instance_prompt", "data.default_caption", ""},
+      {"class_tokens", "data.default_caption", ""},
+      {"caption_prefix", "data.prefix", ""},
+      {"caption_suffix", "data.suffix", ""},
+      {"caption_dropout_rate", "data.caption_dropout", ""},
+      {"shuffle_caption", "data.tag_orders", ""},
+      {"shuffle_tokens", "data.tag_orders", ""},
+      {"keep_tokens", "data.keep_tags", ""},
+      {"flip_aug", "data.flip", ""},
+      {"flip_x", "data.flip", ""},
+      {"num_repeats", "data.repeats", ""},
+      {"is_reg", "data.regularisation", ""},
+      {"prior_loss_weight", "data.prior_weight", ""},
+      {"loss_multiplier", "data.weight", ""},
+      {"mask_path", "data.mask_folder", ""},
+      {"conditioning_data_dir", "data.mask_folder", ""},
+      {"bucket_reso_steps", "data.bucket_step", ""},
+      {"bucket_no_upscale", "", "pictures are enlarged only with data.upscale"},
+      {"enable_bucket", "", "buckets come with data.resolution as a number or a list of numbers"},
       // LoRA
       {"network_dim", "lora.rank", ""},
       {"linear", "lora.rank", ""},

@@ -1,166 +1,21 @@
 #include "engine/config_table.h"
 
-#include <fmt/format.h>
-
 #include <regex>
 #include <utility>
 
+#include "engine/config_rows.h"
+
 namespace squareq {
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-constexpr std::int64_t kMany = 1'000'000'000;  // steps; noise is keyed by 32-bit step numbers
-
-// Path and accessor of a member in one word, so that a field's name in the file is its name in the struct.
-#define FIELD(member) \
-#member, [](auto& c) -> auto& { return c.member; }
-
-struct Doc {
-  std::string text;
-  bool required = false;
-  std::string absent;
-};
-
-template <class Member>
-ConfigField row(std::string path, std::string expected, Doc doc, Member member,
-                std::function<bool(TrainConfig&, const Json&)> set) {
-  ConfigField field;
-  field.path = std::move(path);
-  field.expected = std::move(expected);
-  field.doc = std::move(doc.text);
-  field.required = doc.required;
-  field.absent = std::move(doc.absent);
-  field.set = std::move(set);
-  field.get = [member](const TrainConfig& c) { return Json(member(c)); };
-  return field;
-}
-
-bool read_integer(const Json& value, std::int64_t low, std::int64_t high, std::int64_t& to) {
-  if (!value.is_number_integer()) return false;
-  if (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(high)) return false;
-  const auto number = value.get<std::int64_t>();
-  if (number < low || number > high) return false;
-  to = number;
-  return true;
-}
-
-// Bounds of a number; `open_low` leaves the lower bound itself out, `open_high` the upper one.
-struct Range {
-  double low = 0.0;
-  double high = 0.0;
-  bool open_low = false;
-  bool open_high = false;
-
-  bool holds(double x) const {
-    return (open_low ? x > low : x >= low) && (open_high ? x < high : x <= high);  // false for NaN
-  }
-  std::string text() const {
-    if (open_low) return fmt::format("above {} and at most {}", low, high);
-    return open_high ? fmt::format("from {} to below {}", low, high) : fmt::format("from {} to {}", low, high);
-  }
-};
-
-bool read_number(const Json& value, const Range& range, double& to) {
-  if (!value.is_number()) return false;
-  const double number = value.get<double>();
-  if (!range.holds(number)) return false;
-  to = number;
-  return true;
-}
-
-bool read_text_value(const Json& value, std::string& to) {
-  if (!value.is_string()) return false;
-  const auto& text = value.get_ref<const std::string&>();
-  if (text.empty() || text.size() > 4096 || text.find('\0') != std::string::npos) return false;
-  to = text;
-  return true;
-}
-
-template <class Member>
-ConfigField integer(std::string path, Member member, std::int64_t low, std::int64_t high, std::string text) {
-  return row(std::move(path), fmt::format("an integer from {} to {}", low, high), {std::move(text)}, member,
-             [=](TrainConfig& c, const Json& value) { return read_integer(value, low, high, member(c)); });
-}
-
-template <class Member>
-ConfigField number(std::string path, Member member, Range range, std::string text) {
-  return row(std::move(path), "a number " + range.text(), {std::move(text)}, member,
-             [=](TrainConfig& c, const Json& value) { return read_number(value, range, member(c)); });
-}
-
-template <class Member>
-ConfigField boolean(std::string path, Member member, std::string text) {
-  return row(std::move(path), "true or false", {std::move(text)}, member, [=](TrainConfig& c, const Json& value) {
-    if (!value.is_boolean()) return false;
-    member(c) = value.get<bool>();
-    return true;
-  });
-}
-
-template <class Member>
-ConfigField path_to(std::string path, Member member, std::string what, Doc doc) {
-  ConfigField field = row(std::move(path), std::move(what), std::move(doc), member,
-                          [=](TrainConfig& c, const Json& value) { return read_text_value(value, member(c)); });
-  field.get = [member](const TrainConfig& c) { return member(c).empty() ? Json() : Json(member(c)); };
-  field.file_path = [member](TrainConfig& c) { return &member(c); };
-  return field;
-}
-
-template <class Member, class Value>
-ConfigField choice(std::string path, Member member, std::vector<std::pair<std::string, Value>> choices,
-                   std::string text) {
-  std::string expected;
-  for (const auto& [name, value] : choices) expected += fmt::format("{}\"{}\"", expected.empty() ? "" : " or ", name);
-  ConfigField field =
-      row(std::move(path), std::move(expected), {std::move(text)}, member, [=](TrainConfig& c, const Json& given) {
-        for (const auto& [name, value] : choices) {
-          if (given != name) continue;
-          member(c) = value;
-          return true;
-        }
-        return false;
-      });
-  field.get = [=](const TrainConfig& c) {
-    for (const auto& [name, value] : choices) {
-      if (member(c) == value) return Json(name);
-    }
-    return Json();
-  };
-  return field;
-}
-
-bool read_sides(const Json& value, std::array<std::int64_t, 2>& to) {
-  std::array<std::int64_t, 2> sides{};
-  if (value.is_array()) {
-    if (value.size() != 2) return false;
-    if (!read_integer(value[0], 16, 8192, sides[0]) || !read_integer(value[1], 16, 8192, sides[1])) return false;
-  } else {
-    if (!read_integer(value, 16, 8192, sides[0])) return false;
-    sides[1] = sides[0];
-  }
-  if (sides[0] % 16 != 0 || sides[1] % 16 != 0) return false;
-  to = sides;
-  return true;
-}
-
-ConfigField resolution_field() {
-  ConfigField field;
-  field.path = "data.resolution";
-  field.expected = "[width, height] or one number for both, each a multiple of 16 from 16 to 8192";
-  field.doc =
-      "Size in pixels that every picture is brought to: scaled to cover it, then cropped around its centre. The model "
-      "computes on width x height / 256 image tokens.";
-  field.required = true;
-  field.set = [](TrainConfig& c, const Json& value) { return read_sides(value, c.data.resolution); };
-  field.get = [](const TrainConfig& c) { return c.data.resolution[0] == 0 ? Json() : Json(c.data.resolution); };
-  return field;
-}
 
 ConfigField axes_field() {
   ConfigField field;
   field.path = "axes_dims_rope";
   field.expected = "three even integers from 2 to 1024";
+  field.schema = {{"type", "array"},
+                  {"items", {{"type", "integer"}, {"minimum", 2}, {"maximum", 1024}, {"multipleOf", 2}}},
+                  {"minItems", 3},
+                  {"maxItems", 3}};
   field.doc =
       "Features of each head that encode the sequence index, the row and the column; together the head size. Files in "
       "BFL layout do not tell.";
@@ -182,6 +37,10 @@ ConfigField betas_field() {
   ConfigField field;
   field.path = "training.betas";
   field.expected = "two numbers from 0 to below 1";
+  field.schema = {{"type", "array"},
+                  {"items", {{"type", "number"}, {"minimum", 0}, {"exclusiveMaximum", 1}}},
+                  {"minItems", 2},
+                  {"maxItems", 2}};
   field.doc = "How slowly AdamW's two moments forget.";
   field.set = [](TrainConfig& c, const Json& value) {
     if (!value.is_array() || value.size() != 2) return false;
@@ -200,6 +59,7 @@ ConfigField seed_field() {
   ConfigField field;
   field.path = "training.seed";
   field.expected = "an integer from 0 to 18446744073709551615";
+  field.schema = {{"type", "integer"}, {"minimum", 0}, {"maximum", UINT64_MAX}};
   field.doc = "Of the order of samples, noise, noise levels and the adapters' first values. Same seed, same run.";
   field.set = [](TrainConfig& c, const Json& value) {
     if (!value.is_number_unsigned()) return false;
@@ -214,6 +74,7 @@ ConfigField alpha_field() {
   const Range range{.low = 0.0, .high = 65536.0, .open_low = true};
   ConfigField field;
   field.path = "lora.alpha";
+  field.schema = range.schema();
   field.expected = "a number " + range.text();
   field.doc = "The adapters' output is scaled by alpha / rank.";
   field.absent = "`lora.rank`";
@@ -235,6 +96,12 @@ bool is_expression(const std::string& pattern) {
 ConfigField targets_field() {
   ConfigField field;
   field.path = "lora.targets";
+  field.schema = {{"oneOf",
+                   {{{"enum", {"attention", "attention+mlp", "all-linear"}}},
+                    {{"type", "array"},
+                     {"items", {{"type", "string"}, {"minLength", 1}, {"maxLength", 256}}},
+                     {"minItems", 1},
+                     {"maxItems", 64}}}}};
   field.expected =
       "\"attention\" or \"attention+mlp\" or \"all-linear\" or a list of 1 to 64 regular expressions of at most 256 "
       "characters";
@@ -270,6 +137,7 @@ ConfigField name_field() {
   ConfigField field;
   field.path = "name";
   field.expected = "a file name without folder, of at most 200 bytes";
+  field.schema = {{"type", "string"}, {"pattern", "^[^./\\\\][^/\\\\]*$"}, {"maxLength", 200}};
   field.doc = "Stem of the files written: `NAME.safetensors` at the end, `NAME-000500.safetensors` on the way.";
   field.set = [](TrainConfig& c, const Json& value) {
     std::string text;
@@ -343,22 +211,6 @@ void add_run_fields(std::vector<ConfigField>& t) {
       "On a GPU: the same seed gives the same bits. False is faster with cuDNN's attention, whose backward pass then "
       "adds numbers up in any order; all else always repeats."));
   t.push_back(integer(FIELD(threads), 0, 1024, "CPU threads; 0: one per hardware thread."));
-}
-
-void add_data_fields(std::vector<ConfigField>& t) {
-  t.push_back(path_to(FIELD(data.folder), "a path",
-                      Doc{"Pictures (.png, .jpg, .jpeg, .bmp), each with its caption in a .txt file of the same name. "
-                          "Subfolders are not entered.",
-                          true, ""}));
-  t.push_back(resolution_field());
-  t.push_back(integer(FIELD(data.text_length), 0, 4096,
-                      "T5 tokens per caption; longer captions are cut. 0: the length the model was made for."));
-  t.push_back(
-      choice(FIELD(data.latent),
-             std::vector<std::pair<std::string, DataConfig::Latent>>{{"sample", DataConfig::Latent::kSample},
-                                                                     {"mean", DataConfig::Latent::kMean}},
-             "What stands for a picture: one draw from the autoencoder's distribution, always the same for the same "
-             "picture, or the distribution's mean."));
 }
 
 void add_lora_fields(std::vector<ConfigField>& t) {

@@ -17,9 +17,11 @@ struct ConfigField {
   std::string expected;  // "an integer from 1 to 4096"
   std::string doc;
   bool required = false;
+  bool per_folder = false;  // of section `data`, may also stand in an entry of `data.folders`
   std::string absent;  // what happens when the field is not given and has no value by default ("built in `cache_dir`")
   std::function<bool(TrainConfig&, const nlohmann::ordered_json&)> set;  // false if the value is not as expected
   std::function<nlohmann::ordered_json(const TrainConfig&)> get;         // null if there is no value
+  nlohmann::ordered_json schema;                                         // JSON Schema of the value
   std::function<std::string*(TrainConfig&)> file_path = [](TrainConfig&) { return nullptr; };  // for paths
 
   std::string section() const { return path.substr(0, path.find('.') == std::string::npos ? 0 : path.find('.')); }

@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <array>
+#include <climits>
 #include <cstring>
 #include <string_view>
+
+#include <webp/decode.h>
 
 #include "kernels/base/error.h"
 
@@ -25,6 +28,8 @@ std::uint32_t number(Bytes data, std::size_t offset, std::size_t size, Order ord
   }
   return value;
 }
+
+int side(std::uint32_t pixels) { return static_cast<int>(std::min<std::uint32_t>(pixels, INT_MAX)); }
 
 bool starts_with(Bytes data, std::string_view text) {
   return data.size() >= text.size() && std::memcmp(data.data(), text.data(), text.size()) == 0;
@@ -56,8 +61,11 @@ int exif_orientation(Bytes tiff) {
   return 1;
 }
 
-int check_png(Bytes data, const std::string& name) {
-  int orientation = 1;
+Header check_png(Bytes data, const std::string& name) {
+  if (data.size() < 33 || !starts_with(data.subspan(12), "IHDR")) truncated(name, "PNG");
+  Header header{.format = Format::kPng,
+                .width = side(number(data, 16, 4, Order::kBig)),
+                .height = side(number(data, 20, 4, Order::kBig))};
   for (std::size_t at = 8;;) {
     if (data.size() - at < 12) truncated(name, "PNG");
     const std::size_t length = number(data, at, 4, Order::kBig);
@@ -69,41 +77,18 @@ int check_png(Bytes data, const std::string& name) {
       throw FormatError({fmt::format("{}: PNG chunk at offset {}", name, at), fmt::format("CRC {:08x}", found),
                          fmt::format("CRC {:08x}", expected), "the file is damaged; copy or download it again"});
     }
-    if (starts_with(chunk, "eXIf")) orientation = exif_orientation(chunk.subspan(4));
-    if (starts_with(chunk, "IEND")) return orientation;
+    if (starts_with(chunk, "eXIf")) header.orientation = exif_orientation(chunk.subspan(4));
+    if (starts_with(chunk, "IEND")) return header;
     at += 12 + length;
-  }
-}
-
-// Huffman tables (T.81, B.2.4.2: class and place, 16 counts, one byte a code): stb 2.27 writes past its table where
-// there are more than 256 codes, and reads past it where there are 256. Real tables have 12 or 162.
-void check_huffman_tables(Bytes content, const std::string& name) {
-  constexpr std::size_t kCounts = 16;
-  constexpr std::size_t kMaxCodes = 255;
-  while (!content.empty()) {
-    std::size_t codes = kMaxCodes + 1;
-    if (content.size() > kCounts) {
-      codes = 0;
-      for (std::size_t i = 1; i <= kCounts; ++i) codes += std::to_integer<std::size_t>(content[i]);
-    }
-    if (codes > kMaxCodes || content.size() < 1 + kCounts + codes) {
-      throw FormatError({name, "a damaged Huffman table", "an undamaged JPEG picture", "copy or download it again"});
-    }
-    content = content.subspan(1 + kCounts + codes);
   }
 }
 
 // Walks the markers of ITU-T T.81 to the end-of-image marker: entropy-coded data holds 0xFF only before 0x00 or a
 // restart marker, so any other marker in it is real.
-int check_jpeg(Bytes data, const std::string& name) {
+Header check_jpeg(Bytes data, const std::string& name) {
   constexpr std::uint32_t kEndOfImage = 0xD9;
   constexpr std::uint32_t kApp1 = 0xE1;
-  constexpr std::uint32_t kHuffmanTables = 0xC4;
-  constexpr std::uint32_t kScan = 0xDA;
-  constexpr std::uint32_t kQuantizationTables = 0xDB;
-  int orientation = 1;
-  bool has_codes = false;
-  bool has_steps = false;
+  Header header{.format = Format::kJpeg};
   std::size_t at = 2;
   while (at + 2 <= data.size()) {
     const std::uint32_t marker = number(data, at + 1, 1, Order::kBig);
@@ -112,7 +97,7 @@ int check_jpeg(Bytes data, const std::string& name) {
       ++at;
       continue;
     }
-    if (marker == kEndOfImage) return orientation;
+    if (marker == kEndOfImage) return header;
     if (stands_alone) {
       at += 2;
       continue;
@@ -121,18 +106,18 @@ int check_jpeg(Bytes data, const std::string& name) {
     const std::size_t length = number(data, at + 2, 2, Order::kBig);
     if (length < 2 || at + 2 + length > data.size()) break;
     const Bytes content = data.subspan(at + 4, length - 2);
-    if (marker == kApp1 && starts_with(content, {"Exif\0\0", 6})) orientation = exif_orientation(content.subspan(6));
-    if (marker == kHuffmanTables) check_huffman_tables(content, name);
-    has_codes |= marker == kHuffmanTables;
-    has_steps |= marker == kQuantizationTables;
-    if (marker == kScan && !(has_codes && has_steps)) {
-      throw FormatError({name, "a JPEG without the tables to decode it", "a complete picture", "save it as PNG"});
+    if (marker == kApp1 && starts_with(content, {"Exif\0\0", 6})) {
+      header.orientation = exif_orientation(content.subspan(6));
     }
-    const bool is_frame =
-        marker >= 0xC0 && marker <= 0xCF && marker != kHuffmanTables && marker != 0xC8 && marker != 0xCC;
-    if (is_frame && content.size() > 5 && std::to_integer<int>(content[5]) == 4) {
-      throw FormatError({name, "a JPEG with four colour channels (CMYK)", "RGB or grey",
-                         "convert it to RGB in an image editor, with its colour profile"});
+    // 0xC4, 0xC8 and 0xCC between the frame markers are tables and reserved.
+    const bool is_frame = marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC;
+    if (is_frame && content.size() > 5) {
+      header.height = side(number(content, 1, 2, Order::kBig));
+      header.width = side(number(content, 3, 2, Order::kBig));
+      if (std::to_integer<int>(content[5]) == 4) {
+        throw FormatError({name, "a JPEG with four colour channels (CMYK)", "RGB or grey",
+                           "convert it to RGB in an image editor, with its colour profile"});
+      }
     }
     at += 2 + length;
   }
@@ -140,7 +125,7 @@ int check_jpeg(Bytes data, const std::string& name) {
 }
 
 // stb reads zeros beyond the end of a BMP, so its size is checked here: rows are padded to four bytes.
-int check_bmp(Bytes data, const std::string& name) {
+Header check_bmp(Bytes data, const std::string& name) {
   if (data.size() < 34) truncated(name, "BMP");
   const std::uint64_t pixels = number(data, 10, 4, Order::kLittle);
   const bool is_os2 = number(data, 14, 4, Order::kLittle) == 12;
@@ -160,7 +145,33 @@ int check_bmp(Bytes data, const std::string& name) {
   }
   const std::uint64_t stride = (width * bits + 31) / 32 * 4;
   if (pixels + stride * height > data.size()) truncated(name, "BMP");
-  return 1;
+  return {.format = Format::kBmp, .width = static_cast<int>(width), .height = static_cast<int>(height)};
+}
+
+// RIFF container (Google, "WebP Container Specification"): chunks of a name, a length and content padded to two bytes.
+Header check_webp(Bytes data, const std::string& name) {
+  constexpr std::size_t kChunkHead = 8;
+  const std::uint64_t riff = std::uint64_t{number(data, 4, 4, Order::kLittle)} + kChunkHead;
+  if (riff > data.size()) truncated(name, "WebP");
+  WebPBitstreamFeatures features;
+  if (WebPGetFeatures(reinterpret_cast<const std::uint8_t*>(data.data()), data.size(), &features) != VP8_STATUS_OK) {
+    truncated(name, "WebP");
+  }
+  if (features.has_animation != 0) {
+    throw FormatError({name, "an animated WebP", "a still picture", "save one of its pictures as PNG"});
+  }
+  Header header{.format = Format::kWebp, .width = features.width, .height = features.height};
+  for (std::uint64_t at = 12; at + kChunkHead <= riff;) {
+    const std::uint64_t length = number(data, at + 4, 4, Order::kLittle);
+    if (at + kChunkHead + length > riff) truncated(name, "WebP");
+    Bytes content = data.subspan(at + kChunkHead, length);
+    if (starts_with(data.subspan(at), "EXIF")) {
+      if (starts_with(content, {"Exif\0\0", 6})) content = content.subspan(6);
+      header.orientation = exif_orientation(content);
+    }
+    at += kChunkHead + length + length % 2;
+  }
+  return header;
 }
 
 constexpr std::array<std::uint32_t, 256> make_crc_table() {
@@ -182,16 +193,30 @@ std::uint32_t crc32(Bytes data) {
   return ~crc;
 }
 
-int check_and_orientation(Bytes data, const std::string& name) {
-  if (starts_with(data, "\x89PNG\r\n\x1a\n")) return check_png(data, name);
-  if (starts_with(data, "\xFF\xD8\xFF")) return check_jpeg(data, name);
-  if (starts_with(data, "BM")) return check_bmp(data, name);
-  std::string start;
-  for (const std::byte byte : data.first(std::min<std::size_t>(data.size(), 8))) {
-    start += fmt::format(" {:02x}", std::to_integer<unsigned>(byte));
+Header check(Bytes data, const std::string& name) {
+  const auto header = [&]() -> Header {
+    if (starts_with(data, "\x89PNG\r\n\x1a\n")) return check_png(data, name);
+    if (starts_with(data, "\xFF\xD8\xFF")) return check_jpeg(data, name);
+    if (starts_with(data, "BM")) return check_bmp(data, name);
+    if (data.size() >= 12 && starts_with(data, "RIFF") && starts_with(data.subspan(8), "WEBP")) {
+      return check_webp(data, name);
+    }
+    std::string start;
+    for (const std::byte byte : data.first(std::min<std::size_t>(data.size(), 8))) {
+      start += fmt::format(" {:02x}", std::to_integer<unsigned>(byte));
+    }
+    throw FormatError({name, data.empty() ? "an empty file" : "a file that starts with bytes" + start,
+                       "a PNG, JPEG, WebP or BMP picture", "convert it to PNG"});
+  }();
+  const std::int64_t pixels = std::int64_t{header.width} * header.height;
+  if (header.width < 1 || header.height < 1 || std::max(header.width, header.height) > kMaxSide ||
+      pixels > kMaxPixels) {
+    throw FormatError(
+        {name, fmt::format("a picture of {} x {} pixels", header.width, header.height),
+         fmt::format("1 to {} pixels a side and at most {} million in all", kMaxSide, kMaxPixels / 1'000'000),
+         "make it smaller"});
   }
-  throw FormatError({name, data.empty() ? "an empty file" : "a file that starts with bytes" + start,
-                     "a PNG, JPEG or BMP picture", "convert it to PNG"});
+  return header;
 }
 
 }  // namespace squareq::image_format

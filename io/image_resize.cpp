@@ -44,16 +44,31 @@ std::vector<Taps> make_taps(int size, double begin, double length, int out) {
   return all;
 }
 
-// One output sample from samples `stride` apart.
-template <typename Sample>
-float filtered(const Sample* source, std::size_t stride, const Taps& taps) {
-  source += static_cast<std::size_t>(taps.first) * stride;
-  float sum = 0;
+// One pixel of three channels, in float.
+void filter_pixel(const std::uint8_t* row, const Taps& taps, float* out) {
+  const std::uint8_t* source = row + 3 * static_cast<std::size_t>(taps.first);
+  float red = 0;
+  float green = 0;
+  float blue = 0;
   for (const float weight : taps.weights) {
-    sum += weight * static_cast<float>(*source);
-    source += stride;
+    red += weight * static_cast<float>(source[0]);
+    green += weight * static_cast<float>(source[1]);
+    blue += weight * static_cast<float>(source[2]);
+    source += 3;
   }
-  return sum;
+  out[0] = red;
+  out[1] = green;
+  out[2] = blue;
+}
+
+// sums = weighted sum of rows of as many numbers.
+void filter_rows(const float* first_row, const std::vector<float>& weights, std::vector<float>& sums) {
+  std::fill(sums.begin(), sums.end(), 0.0F);
+  float* __restrict to = sums.data();
+  for (const float weight : weights) {
+    for (std::size_t x = 0; x < sums.size(); ++x) to[x] += weight * first_row[x];
+    first_row += sums.size();
+  }
 }
 
 }  // namespace
@@ -71,27 +86,47 @@ Image resize_and_crop(const Image& image, int width, int height) {
   const std::vector<Taps> rows = make_taps(image.height, (image.height - used_height) / 2, used_height, height);
 
   const std::size_t pitch = 3 * static_cast<std::size_t>(width);
-  std::vector<float> narrow;  // every source row that is read, at the final width
+  const std::size_t source_pitch = 3 * static_cast<std::size_t>(image.width);
   const int first_row = rows.front().first;
   const int end_row = rows.back().first + static_cast<int>(rows.back().weights.size());
-  narrow.reserve(pitch * static_cast<std::size_t>(end_row - first_row));
+  // Every source row that is read, at the final width.
+  std::vector<float> narrow(pitch * static_cast<std::size_t>(end_row - first_row));
+  float* to = narrow.data();
   for (int y = first_row; y < end_row; ++y) {
-    const std::uint8_t* row =
-        image.rgb.data() + 3 * static_cast<std::size_t>(y) * static_cast<std::size_t>(image.width);
+    const std::uint8_t* row = image.rgb.data() + source_pitch * static_cast<std::size_t>(y);
     for (const Taps& taps : columns) {
-      for (std::size_t channel = 0; channel < 3; ++channel) narrow.push_back(filtered(row + channel, 3, taps));
+      filter_pixel(row, taps, to);
+      to += 3;
     }
   }
-  Image out{width, height, {}};
+  Image out{width, height, {}, {}};
   out.rgb.reserve(pitch * static_cast<std::size_t>(height));
-  for (Taps taps : rows) {
-    taps.first -= first_row;
-    for (std::size_t x = 0; x < pitch; ++x) {
-      const float value = std::clamp(filtered(narrow.data() + x, pitch, taps), 0.0F, 255.0F);
-      out.rgb.push_back(static_cast<std::uint8_t>(std::lround(value)));
+  std::vector<float> sums(pitch);
+  for (const Taps& taps : rows) {
+    filter_rows(narrow.data() + pitch * static_cast<std::size_t>(taps.first - first_row), taps.weights, sums);
+    for (const float sum : sums) {
+      out.rgb.push_back(static_cast<std::uint8_t>(std::lround(std::clamp(sum, 0.0F, 255.0F))));
     }
   }
   return out;
+}
+
+Image mirrored(Image image) {
+  const auto pixel = [](std::vector<std::uint8_t>& plane, std::size_t bytes, std::size_t index) {
+    return plane.begin() + static_cast<std::ptrdiff_t>(bytes * index);
+  };
+  const auto mirror = [&](std::vector<std::uint8_t>& plane, std::size_t bytes) {
+    const auto width = static_cast<std::size_t>(image.width);
+    for (std::size_t row = 0; row < plane.size() / bytes; row += width) {
+      for (std::size_t x = 0; x < width / 2; ++x) {
+        std::swap_ranges(pixel(plane, bytes, row + x), pixel(plane, bytes, row + x + 1),
+                         pixel(plane, bytes, row + width - 1 - x));
+      }
+    }
+  };
+  mirror(image.rgb, 3);
+  mirror(image.alpha, 1);
+  return image;
 }
 
 Image hconcat(const Image& left, const Image& right) {
@@ -99,7 +134,7 @@ Image hconcat(const Image& left, const Image& right) {
     throw FormatError(
         {"pictures side by side", fmt::format("heights {} and {}", left.height, right.height), "equal heights", ""});
   }
-  Image out{left.width + right.width, left.height, {}};
+  Image out{left.width + right.width, left.height, {}, {}};
   out.rgb.reserve(left.rgb.size() + right.rgb.size());
   for (int y = 0; y < out.height; ++y) {
     for (const Image* part : {&left, &right}) {
@@ -109,6 +144,28 @@ Image hconcat(const Image& left, const Image& right) {
     }
   }
   return out;
+}
+
+Image contact_sheet(std::span<const Image> pictures, int columns, int cell, int gap) {
+  const int count = static_cast<int>(pictures.size());
+  const int rows = (count + columns - 1) / columns;
+  Image sheet{std::min(count, columns) * (cell + gap) + gap, rows * (cell + gap) + gap, {}, {}};
+  sheet.rgb.assign(3 * static_cast<std::size_t>(sheet.width) * static_cast<std::size_t>(sheet.height), 255);
+  for (int i = 0; i < count; ++i) {
+    const Image& picture = pictures[static_cast<std::size_t>(i)];
+    const double scale = std::min(1.0, double{1} * cell / std::max(picture.width, picture.height));
+    const int width = std::clamp(static_cast<int>(std::lround(scale * picture.width)), 1, cell);
+    const int height = std::clamp(static_cast<int>(std::lround(scale * picture.height)), 1, cell);
+    const Image small = resize_and_crop(picture, width, height);
+    const int left = gap + i % columns * (cell + gap) + (cell - width) / 2;
+    const int top = gap + i / columns * (cell + gap) + (cell - height) / 2;
+    for (int y = 0; y < height; ++y) {
+      const auto from = small.rgb.begin() + std::ptrdiff_t{3} * y * width;
+      std::copy(from, from + std::ptrdiff_t{3} * width,
+                sheet.rgb.begin() + 3 * (std::ptrdiff_t{1} * (top + y) * sheet.width + left));
+    }
+  }
+  return sheet;
 }
 
 }  // namespace squareq

@@ -19,6 +19,9 @@ enum class Purpose : std::uint32_t {
   kSampleNoise = 6,
   kSynthetic = 7,
   kTest = 8,
+  kFlip = 20,
+  kCaption = 21,
+  kTagOrder = 22,
 };
 
 // One block of the generator: ten rounds of Philox 4x32 on `counter` under `key`.

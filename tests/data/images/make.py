@@ -30,6 +30,14 @@ corners().save(here / "progressive.jpg", quality=95, subsampling=0, progressive=
 corners().convert("CMYK").save(here / "cmyk.jpg")
 corners().convert("L").save(here / "grey.jpg", quality=95)
 corners().save(here / "corners.bmp")
+corners().save(here / "corners.webp", quality=95)
+exif = Image.Exif()
+exif[0x0112] = 6  # turned by 90 degrees
+corners().save(here / "turned.webp", lossless=True, exif=exif)
+corners().save(here / "animated.webp", save_all=True, append_images=[corners().rotate(180)])
+with_alpha = Image.new("RGBA", (2, 1), (200, 100, 0, 255))
+with_alpha.putpixel((1, 0), (200, 100, 0, 51))
+with_alpha.save(here / "rgba.webp", lossless=True, exact=True)
 palette = corners().quantize(4)
 palette.save(here / "palette.png", transparency=palette.getpixel((0, 0)))  # red is transparent
 # 257 is 1 in 8 bits, 384 rounds down to 1 and 386 up to 2.
