@@ -19,7 +19,11 @@ std::vector<float> FlowBatch::loss(float gradient_weight, View dprediction) {
   engine_.forward();
   std::vector<float> loss(static_cast<std::size_t>(engine_.state().batch));
   const std::vector<float> weights(loss.size(), gradient_weight);
-  engine_.device().ops().squared_error(engine_.state().prediction, engine_.target(), weights, loss, dprediction);
+  engine_.device().ops().flow_loss({.prediction = engine_.state().prediction,
+                                    .target = engine_.target(),
+                                    .gradient_weight = weights,
+                                    .loss = loss,
+                                    .dprediction = dprediction});
   return loss;
 }
 

@@ -59,7 +59,11 @@ void FluxEngine::rehearse(Ops& ops) {
     shape.runner->rehearse();
     const flux::State& state = shape.state;
     std::vector<float> values(static_cast<std::size_t>(state.batch));
-    ops.squared_error(state.prediction, shape.target, values, values, state.dprediction);
+    ops.flow_loss({.prediction = state.prediction,
+                   .target = shape.target,
+                   .gradient_weight = values,
+                   .loss = values,
+                   .dprediction = state.dprediction});
   }
   if (lora_.trained_count() > 0) ops.sum_of_squares(lora_.gradients());
 }

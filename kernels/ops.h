@@ -141,6 +141,21 @@ struct GroupNorm {
 
 enum class Activation : std::uint8_t { kSilu, kGeluTanh, kQuickGelu };
 
+enum class LossKind : std::uint8_t { kSquared, kHuber };
+
+// Loss of every sample: loss[b] = mean over rows and cols of w[b, t] f(prediction - target), and, if dprediction is
+// wanted, dprediction = gradient_weight[b] times the derivative of that.
+// f(d) = d^2, or the pseudo-Huber form 2 c (sqrt(d^2 + c^2) - c): d^2 where d is small against c, 2 c |d| where large.
+struct FlowLoss {
+  ConstView prediction, target;  // [B, T, C]
+  ConstView weight;              // w [B, T, 1] F32; empty: 1 everywhere
+  LossKind kind = LossKind::kSquared;
+  float huber_c = 0.1F;
+  std::span<const float> gradient_weight;  // [B], needed with dprediction only
+  std::span<float> loss;                   // [B]
+  View dprediction;                        // [B, T, C]; may be empty
+};
+
 struct AdamW {
   View parameters;      // [1, 1, n] F32 masters, updated
   View gradients;       // [1, 1, n]; multiplied by gradient_scale before use
@@ -208,10 +223,7 @@ class Ops {
   virtual void copy(ConstView x, View y, Accumulate accumulate) = 0;
   virtual void fill(View y, float value) = 0;
 
-  // Weighted mean squared error over the rows given: loss[b] = mean over rows and cols of (prediction - target)^2,
-  // and, if dprediction is wanted, dprediction[b] = gradient_weight[b] * 2 * (prediction - target) / (rows * cols).
-  virtual void squared_error(ConstView prediction, ConstView target, std::span<const float> gradient_weight,
-                             std::span<float> loss, View dprediction) = 0;
+  virtual void flow_loss(const FlowLoss&) = 0;
 
   // Sum of squares of all elements of a contiguous view, accumulated in float64.
   virtual double sum_of_squares(ConstView x) = 0;

@@ -160,8 +160,11 @@ class FluxParity {
     engine.zero_gradients();
     engine.forward();
     device_.ops().fill(s.dprediction, 0.0F);
-    device_.ops().squared_error(s.prediction.row_slice(0, sequence_.image), target.view, weights, each,
-                                s.dprediction.row_slice(0, sequence_.image));
+    device_.ops().flow_loss({.prediction = s.prediction.row_slice(0, sequence_.image),
+                             .target = target.view,
+                             .gradient_weight = weights,
+                             .loss = each,
+                             .dprediction = s.dprediction.row_slice(0, sequence_.image)});
     engine.backward();
     double loss = 0.0;
     for (const float l : each) loss += static_cast<double>(l) / static_cast<double>(batch_);

@@ -79,8 +79,7 @@ class CpuOps final : public Ops {
   void transpose(ConstView x, View y) override;
   void copy(ConstView x, View y, Accumulate accumulate) override;
   void fill(View y, float value) override;
-  void squared_error(ConstView prediction, ConstView target, std::span<const float> gradient_weight,
-                     std::span<float> loss, View dprediction) override;
+  void flow_loss(const FlowLoss& p) override;
   double sum_of_squares(ConstView x) override;
   void adamw(const AdamW& p) override;
 

@@ -1,4 +1,3 @@
-#include <array>
 #include <memory>
 
 #include "kernels/ops.h"
@@ -6,42 +5,6 @@
 #include "tests/kernels/tensor.h"
 
 namespace squareq::test {
-
-TEST_CASE("squared_error and its gradient agree with the formula and with central differences") {
-  const std::unique_ptr<Ops> ops = make_cpu_ops(2);
-  for (const Memory memory : {Memory::kContiguous, Memory::kSlice}) {
-    Tensor prediction(2, 5, 19, 1, memory), target(2, 5, 19, 2, memory), d(2, 5, 19, 3, memory);
-    const std::array<float, 2> weights{0.3F, -1.7F};
-    std::array<float, 2> loss{}, loss_alone{};
-    ops->squared_error(prediction, target, weights, loss, d);
-    ops->squared_error(prediction, target, {}, loss_alone, {});
-    CHECK(loss == loss_alone);
-
-    const Doubles wanted = doubles(target);
-    const auto losses = [&](const Doubles& y) {
-      Doubles result(2);
-      for (std::size_t i = 0; i < y.size(); ++i) result[i / 95] += (y[i] - wanted[i]) * (y[i] - wanted[i]) / 95.0;
-      return result;
-    };
-    const Doubles expected = losses(doubles(prediction));
-    for (std::size_t b = 0; b < 2; ++b)
-      CHECK(std::fabs(static_cast<double>(loss[b]) - expected[b]) <= 1e-6 * expected[b]);
-    const Doubles cotangent{static_cast<double>(weights[0]), static_cast<double>(weights[1])};
-    CHECK(error(d, numeric_gradient(doubles(prediction), cotangent, losses)) <= kGradientTolerance);
-    for (Tensor* t : {&prediction, &target, &d}) CHECK(t->surroundings_kept());
-  }
-}
-
-TEST_CASE("sum_of_squares is exact to float64 and does not depend on the number of threads") {
-  const std::unique_ptr<Ops> one = make_cpu_ops(1);
-  const std::unique_ptr<Ops> three = make_cpu_ops(3);
-  const Tensor x(1, 1, 70001, 1);
-  double expected = 0.0;
-  for (const double v : doubles(x)) expected += v * v;
-  CHECK(std::fabs(one->sum_of_squares(x) - expected) <= 1e-13 * expected);
-  CHECK(one->sum_of_squares(x) == three->sum_of_squares(x));
-  CHECK_THROWS_AS(one->sum_of_squares(Tensor(2, 3, 4, 1, Memory::kSlice)), std::logic_error);
-}
 
 TEST_CASE("adamw agrees with a float64 reference over many steps") {
   const std::unique_ptr<Ops> ops = make_cpu_ops(2);

@@ -1,3 +1,4 @@
+#include <array>
 #include <cmath>
 #include <numeric>
 
@@ -55,8 +56,11 @@ struct SpecCase {
   double loss(FluxHarness& h, bool gradients) {
     std::vector<float> each(2);
     View t(reinterpret_cast<std::byte*>(target.data()), DType::F32, 2, 6, 16);
-    h.ops->squared_error(h.state.prediction, t, std::vector<float>{0.5F, 0.5F}, each,
-                         gradients ? h.state.dprediction : View{});
+    h.ops->flow_loss({.prediction = h.state.prediction,
+                      .target = t,
+                      .gradient_weight = std::array{0.5F, 0.5F},
+                      .loss = each,
+                      .dprediction = gradients ? h.state.dprediction : View{}});
     return 0.5 * (static_cast<double>(each[0]) + static_cast<double>(each[1]));
   }
 };
