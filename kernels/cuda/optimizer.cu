@@ -128,6 +128,7 @@ void CudaOps::squared_error(ConstView prediction, ConstView target, std::span<co
   const View factors = scratch.take(DType::F32, 1, 1, batch);
   if (scratch.rehearsing() || batch == 0) return;
   require(count > 0, "squared_error: no rows");
+  const ProfileSpan span = timed(KernelFamily::kCopy, traffic({prediction, target, dprediction}));
 
   if (wants_gradient) {
     std::vector<float> values;
@@ -161,6 +162,7 @@ double CudaOps::sum_of_squares(ConstView x) {
   const View partial = scratch.take(DType::F64, 1, 1, pieces_of<1>(count));
   const View total = scratch.take(DType::F64, 1, 1, 1);
   if (scratch.rehearsing() || count == 0) return 0.0;
+  const ProfileSpan span = timed(KernelFamily::kOptimizer, traffic({x}));
   const bool is_wide = reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && count % kWide == 0;
   std::int64_t pieces = 0;
   with_type(x.dtype, [&]<class T>() {
@@ -179,6 +181,8 @@ void CudaOps::adamw(const AdamW& p) {
               same_shape(p.parameters, p.variance) && p.step >= 1,
           "adamw: shapes or step");
   if (Scratch(*this).rehearsing() || p.parameters.count() == 0) return;
+  const ProfileSpan span =
+      timed(KernelFamily::kOptimizer, 2.0 * traffic({p.parameters, p.mean, p.variance}) + traffic({p.gradients}));
   const auto correction = [&](float beta) {
     return static_cast<float>(1.0 - std::pow(static_cast<double>(beta), static_cast<double>(p.step)));
   };
