@@ -9,6 +9,7 @@
 
 #include "kernels/base/view.h"
 #include "kernels/ops.h"
+#include "kernels/profile.h"
 
 namespace squareq {
 
@@ -28,6 +29,11 @@ class Device {
   virtual void download(ConstView from, void* to) = 0;
   // Waits until all operations so far are done.
   virtual void synchronize() = 0;
+  // Runs `work` and tells where the device's time went; all zeros where it cannot tell.
+  virtual KernelTimes profile(const std::function<void()>& work) {
+    work();
+    return {};
+  }
 };
 
 std::unique_ptr<Device> make_cpu_device(int threads);

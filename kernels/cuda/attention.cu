@@ -242,6 +242,7 @@ void CudaOps::attention(const Attention& p) {
              v = take_heads(scratch, p.v, p.heads);
   const auto o = take_heads(scratch, p.o, p.heads);
   if (scratch.rehearsing() || p.q.count() == 0) return;
+  const ProfileSpan span = timed(KernelFamily::kAttention, attention_operations(p.q, 2));
   for (const auto& x : {q, k, v}) pack(x, p.heads, stream_);
   for_sample_groups(p.q.batch, [&](std::int64_t first, std::int64_t samples) {
     const ForwardArguments arguments{.q = from_sample(q.rows(), first),

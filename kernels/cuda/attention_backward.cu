@@ -324,6 +324,7 @@ void CudaOps::attention_backward(const AttentionBackward& p) {
   const View log2_sum = scratch.take(DType::F32, p.q.batch, p.heads, padded_length);
   const View delta = scratch.take(DType::F32, p.q.batch, p.heads, padded_length);
   if (scratch.rehearsing() || p.q.count() == 0) return;
+  const ProfileSpan span = timed(KernelFamily::kAttention, attention_operations(p.q, 5));
   for (const auto& x : {d_o, q, k, v, o}) pack(x, p.heads, stream_);
   for_sample_groups(p.q.batch, [&](std::int64_t first, std::int64_t samples) {
     const BackwardArguments arguments{.d_o = from_sample(d_o.rows(), first),

@@ -52,6 +52,7 @@ class CudaDevice : public Device {
     if (!from.contiguous()) throw std::logic_error("Device::download needs a contiguous view");
     transfer(to, from.data, from.bytes(), cudaMemcpyDeviceToHost);
   }
+  KernelTimes profile(const std::function<void()>& work) override { return ops_.profile(work); }
   void synchronize() override { check(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize"); }
 
  private:
@@ -79,6 +80,17 @@ std::size_t CudaOps::scratch_need(const std::function<void()>& calls) {
   }
   rehearsing_ = false;
   return peak_;
+}
+
+KernelTimes CudaOps::profile(const std::function<void()>& work) {
+  struct Reset {
+    Profile*& current;
+    ~Reset() { current = nullptr; }
+  };
+  Profile profile(stream_);
+  const Reset reset{profile_ = &profile};
+  work();
+  return profile.times();
 }
 
 }  // namespace cuda

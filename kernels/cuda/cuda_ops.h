@@ -11,6 +11,7 @@
 #include "kernels/base/carver.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/device.h"
+#include "kernels/cuda/profile.h"
 #include "kernels/ops.h"
 
 namespace squareq::cuda {
@@ -47,6 +48,9 @@ class CudaOps : public Ops {
   double sum_of_squares(ConstView x) override;
   void adamw(const AdamW&) override;
 
+  // Times of the operations that `work` calls.
+  KernelTimes profile(const std::function<void()>& work);
+
  private:
   // Scratch of one operation, from the start of the region: operations follow each other on the stream, so they can
   // share it. Take all buffers, then return if rehearsing():
@@ -74,6 +78,25 @@ class CudaOps : public Ops {
     Carver carver_;
   };
 
+  // The kernels launched while the result lives belong to `family`; `work` as in FamilyTime.
+  ProfileSpan timed(KernelFamily family, double work) { return {profile_, family, work}; }
+  // Bytes that an operation on these views moves at least.
+  static double traffic(std::initializer_list<ConstView> views) {
+    double bytes = 0.0;
+    for (const ConstView& v : views) bytes += static_cast<double>(v.bytes());
+    return bytes;
+  }
+
+  // Of `products` matrix products over all pairs of rows.
+  static double attention_operations(const ConstView& q, int products) {
+    return 2.0 * products * static_cast<double>(q.count()) * static_cast<double>(q.rows);
+  }
+
+  static double product_operations(const ConstView& result, std::int64_t k) {
+    return 2.0 * static_cast<double>(result.count()) * static_cast<double>(k);
+  }
+
+  void convert(ConstView x, View y, Accumulate accumulate);  // copy, of no family of its own
   // Parts of linear.
   ConstView as_bf16(Scratch& scratch, ConstView x, std::vector<std::pair<ConstView, View>>& conversions);
   void expand_weight(const Weight& weight, View out);
@@ -86,6 +109,7 @@ class CudaOps : public Ops {
   cudaStream_t stream_;
   DeviceOptions options_;
   GemmPlans gemm_;
+  Profile* profile_ = nullptr;
   View scratch_;
   bool rehearsing_ = false;
   std::size_t peak_ = 0;

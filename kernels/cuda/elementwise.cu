@@ -143,6 +143,7 @@ __global__ void __launch_bounds__(kTile* kTileRows) transpose_kernel(Rows<const 
 void CudaOps::activation(Activation f, ConstView x, ConstView times, View y) {
   require(same_shape(x, y) && (!times || same_shape(x, times)), "activation: shapes");
   if (Scratch(*this).rehearsing() || x.count() == 0) return;
+  const ProfileSpan span = timed(KernelFamily::kElementwise, traffic({x, times, y}));
   with_types(x.dtype, y.dtype, wide({x, times, y}), [&]<class X, class Y, int N>() {
     const Packs<N> packs(x);
     activation_kernel<X, Y, N>
@@ -154,6 +155,7 @@ void CudaOps::activation(Activation f, ConstView x, ConstView times, View y) {
 void CudaOps::activation_backward(Activation f, ConstView dy, ConstView x, View dx, Accumulate accumulate) {
   require(same_shape(x, dx) && same_shape(x, dy), "activation_backward: shapes");
   if (Scratch(*this).rehearsing() || x.count() == 0) return;
+  const ProfileSpan span = timed(KernelFamily::kElementwise, traffic({x, dy, dx}));
   with_types(x.dtype, dy.dtype, wide({x, dy, dx}), [&]<class X, class D, int N>() {
     const Packs<N> packs(x);
     activation_backward_kernel<X, D, N><<<packs.blocks(), kThreads, 0, stream_>>>(
@@ -171,6 +173,7 @@ void CudaOps::gate_backward(ConstView dsum, ConstView gate, ConstView y, View dy
   View partial;
   if (sums) partial = scratch.take(DType::F32, dsum.batch * pieces_of(dsum.rows), 1, dsum.cols);
   if (scratch.rehearsing() || dsum.count() == 0) return;
+  const ProfileSpan span = timed(KernelFamily::kElementwise, traffic({dsum, dy}) + (sums ? traffic({y}) : 0.0));
   const bool is_wide = wide({dsum, gate, dy}) && (!sums || wide({y}));
   with_types(dsum.dtype, dy.dtype, is_wide, [&]<class D, class Y, int N>() {
     const Rows<const float> gates = float_rows(gate);
@@ -250,6 +253,11 @@ void CudaOps::transpose(ConstView x, View y) {
 void CudaOps::copy(ConstView x, View y, Accumulate accumulate) {
   require(same_shape(x, y), "copy: shapes");
   if (Scratch(*this).rehearsing() || x.count() == 0) return;
+  const ProfileSpan span = timed(KernelFamily::kCopy, traffic({x, y}));
+  convert(x, y, accumulate);
+}
+
+void CudaOps::convert(ConstView x, View y, Accumulate accumulate) {
   with_source_type(x.dtype, [&]<class X>() {
     with_type(y.dtype, [&]<class Y>() {
       with_width(wide({x, y}), [&]<int N>() {
@@ -264,6 +272,7 @@ void CudaOps::copy(ConstView x, View y, Accumulate accumulate) {
 
 void CudaOps::fill(View y, float value) {
   if (Scratch(*this).rehearsing() || y.count() == 0) return;
+  const ProfileSpan span = timed(KernelFamily::kCopy, traffic({y}));
   with_type(y.dtype, [&]<class Y>() {
     with_width(wide({y}), [&]<int N>() {
       const Packs<N> packs(y);

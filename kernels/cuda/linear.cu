@@ -155,28 +155,38 @@ void CudaOps::linear(const LinearForward& p) {
   }
   if (scratch.rehearsing()) return;
 
-  for (const auto& [from, to] : conversions) copy(from, to, Accumulate::kNo);
+  {
+    const ProfileSpan span = timed(KernelFamily::kAdapter, 0.0);
+    for (const auto& [from, to] : conversions) convert(from, to, Accumulate::kNo);
+  }
   std::int64_t column = 0;
   const auto down = [&](std::size_t i) {
     const View part = u.col_slice(column, p.lora[i].rank());
     column += p.lora[i].rank();
     return part;
   };
-  for (std::size_t i = 0; i < p.lora.size(); ++i)
+  for (std::size_t i = 0; i < p.lora.size(); ++i) {
+    const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}));
     product(x, shared_matrix(a[i]), Transpose::kYes, 1.0F, 0.0F, down(i), workspace);
+  }
   if (own_u && p.u) copy(u, p.u, Accumulate::kNo);
   if (!output) return;
 
   if (expanded) expand_weight(p.weight, expanded);
   if (bias) copy(p.weight.bias, bias, Accumulate::kNo);
-  product(x, shared_matrix(weight), Transpose::kYes, 1.0F, 0.0F, y, workspace, bias.data);
+  {
+    const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(y, x.cols));
+    product(x, shared_matrix(weight), Transpose::kYes, 1.0F, 0.0F, y, workspace, bias.data);
+  }
   column = 0;
   for (std::size_t i = 0; i < p.lora.size(); ++i) {
     const LoraBranch& branch = p.lora[i];
+    const ProfileSpan span = timed(KernelFamily::kAdapter, 2 * traffic({y}));
     product(down(i), shared_matrix(b[i]), Transpose::kYes, branch.scale, 1.0F,
             y.col_slice(branch.row_begin, branch.b.rows), workspace);
   }
   if (p.act) activation(Activation::kGeluTanh, y.col_slice(p.gelu_begin, y.cols - p.gelu_begin), {}, p.act);
+  const ProfileSpan span = timed(KernelFamily::kElementwise, p.sum ? traffic({p.residual, y, p.sum}) : 0.0);
   if (p.sum) add_gated(p.residual, p.gate, y, p.sum, stream_);
 }
 
@@ -208,10 +218,14 @@ void CudaOps::linear_backward(const LinearBackward& p) {
   }
   if (scratch.rehearsing()) return;
 
-  for (const auto& [from, to] : conversions) copy(from, to, Accumulate::kNo);
+  {
+    const ProfileSpan span = timed(KernelFamily::kAdapter, 0.0);
+    for (const auto& [from, to] : conversions) convert(from, to, Accumulate::kNo);
+  }
   std::int64_t column = 0;
   for (std::size_t i = 0; i < p.lora.size(); ++i) {
     const LoraBranch& branch = p.lora[i];
+    const ProfileSpan span = timed(KernelFamily::kAdapter, 2 * traffic({dy}) + traffic({x}));
     const ConstView dy_rows = dy.col_slice(branch.row_begin, branch.b.rows);
     product(dy_rows, shared_matrix(b[i]), Transpose::kNo, branch.scale, 0.0F, du[i], workspace);
     if (branch.trained()) {
@@ -222,16 +236,21 @@ void CudaOps::linear_backward(const LinearBackward& p) {
   }
   if (!p.dx) return;
   if (expanded) expand_weight(p.weight, expanded);
-  product(dy, shared_matrix(weight), Transpose::kNo, 1.0F, p.accumulate == Accumulate::kYes ? 1.0F : 0.0F, p.dx,
-          workspace);
+  {
+    const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(p.dx, dy.cols));
+    product(dy, shared_matrix(weight), Transpose::kNo, 1.0F, p.accumulate == Accumulate::kYes ? 1.0F : 0.0F, p.dx,
+            workspace);
+  }
   for (std::size_t i = 0; i < p.lora.size(); ++i) {
+    const ProfileSpan span = timed(KernelFamily::kAdapter, 2 * traffic({p.dx}));
     product(du[i], shared_matrix(a[i]), Transpose::kNo, 1.0F, 1.0F, p.dx, workspace);
   }
 }
 
 void CudaOps::expand_weight(const Weight& weight, View out) {
+  const ProfileSpan span = timed(KernelFamily::kConversion, traffic({weight.values, out}));
   if (weight.codec == Codec::kInt8Rows) return expand(weight, out, stream_);
-  copy(weight.values, out, Accumulate::kNo);
+  convert(weight.values, out, Accumulate::kNo);
 }
 
 // y = alpha * x op(w) + beta * y + bias.
@@ -280,6 +299,7 @@ void CudaOps::few_rows_linear(const LinearForward& p) {
   Scratch scratch(*this);
   const View u = p.u ? p.u : scratch.take(DType::F32, p.x.batch, p.x.rows, rank_sum(p.lora));
   if (scratch.rehearsing()) return;
+  const ProfileSpan span = timed(KernelFamily::kFewRows, traffic({p.weight.values}));
   if (p.y) few_rows(p.x, p.weight, 1.0F, Accumulate::kNo, p.y, stream_);
   std::int64_t column = 0;
   for (const LoraBranch& branch : p.lora) {
@@ -296,6 +316,7 @@ void CudaOps::few_rows_linear_backward(const LinearBackward& p) {
   Scratch scratch(*this);
   const View du = scratch.take(DType::F32, p.dy.batch, p.dy.rows, rank_sum(p.lora));
   if (scratch.rehearsing()) return;
+  const ProfileSpan span = timed(KernelFamily::kFewRows, p.dx ? traffic({p.weight.values}) : 0.0);
   if (p.dx) few_rows_backward(p.dy, p.weight, 1.0F, p.accumulate, p.dx, stream_);
   std::int64_t column = 0;
   for (const LoraBranch& branch : p.lora) {

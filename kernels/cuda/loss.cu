@@ -116,6 +116,7 @@ void CudaOps::flow_loss(const FlowLoss& p) {
   const View totals = scratch.take(DType::F64, 1, 1, batch);
   const View factors = scratch.take(DType::F32, 1, 1, batch);
   if (scratch.rehearsing() || batch == 0) return;
+  const ProfileSpan span = timed(KernelFamily::kCopy, traffic({p.prediction, p.target, p.dprediction}));
   require(count > 0, "flow_loss: no rows");
 
   if (wants_gradient) {
@@ -151,6 +152,7 @@ double CudaOps::sum_of_squares(ConstView x) {
   const View partial = scratch.take(DType::F64, 1, 1, pieces_of<1>(count));
   const View total = scratch.take(DType::F64, 1, 1, 1);
   if (scratch.rehearsing() || count == 0) return 0.0;
+  const ProfileSpan span = timed(KernelFamily::kOptimizer, traffic({x}));
   const bool is_wide = reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0 && count % kWide == 0;
   std::int64_t pieces = 0;
   with_type(x.dtype, [&]<class T>() {

@@ -192,6 +192,7 @@ bool per_sample(const ConstView& v, const ConstView& x) {
 void CudaOps::modulated_norm(const ModulatedNorm& p) {
   require(same_shape(p.x, p.y) && per_sample(p.scale, p.x) && per_sample(p.shift, p.x), "modulated_norm: shapes");
   if (Scratch(*this).rehearsing() || p.x.count() == 0) return;
+  const ProfileSpan span = timed(KernelFamily::kElementwise, traffic({p.x, p.y}));
   normalise(stream_, p.x, p.y, wide({p.x, p.y, p.scale, p.shift}), p.epsilon,
             Modulation{float_rows(p.scale), float_rows(p.shift)});
 }
@@ -208,6 +209,8 @@ void CudaOps::modulated_norm_backward(const ModulatedNormBackward& p) {
     partial = scratch.take(DType::F32, p.x.batch * pieces_of(p.x.rows), ModulationTerm<float, float>::kSums, p.x.cols);
   }
   if (scratch.rehearsing() || p.x.count() == 0) return;
+  const double traffic_of_dx = present(p.dx) ? traffic({p.dx}) * (p.accumulate == Accumulate::kYes ? 2.0 : 1.0) : 0.0;
+  const ProfileSpan span = timed(KernelFamily::kElementwise, traffic({p.dy, p.x}) + traffic_of_dx);
   const bool is_wide = wide({p.dy, p.x, p.scale, p.dx}) && p.x.cols <= held_cols(kBackwardHeld);
   auto* stored = reinterpret_cast<Statistics*>(statistics.data);
   with_types(p.x.dtype, p.dy.dtype, is_wide, [&]<class X, class D, int N>() {

@@ -41,6 +41,8 @@ void CudaOps::adamw(const AdamW& p) {
               same_shape(p.parameters, p.variance) && p.step >= 1,
           "adamw: shapes or step");
   if (Scratch(*this).rehearsing() || p.parameters.count() == 0) return;
+  const ProfileSpan span =
+      timed(KernelFamily::kOptimizer, 2.0 * traffic({p.parameters, p.mean, p.variance}) + traffic({p.gradients}));
   const auto correction = [&](float beta) {
     return static_cast<float>(1.0 - std::pow(static_cast<double>(beta), static_cast<double>(p.step)));
   };

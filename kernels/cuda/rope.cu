@@ -162,6 +162,7 @@ void with_pairs(DType a, DType b, bool is_wide, Function f) {
 void CudaOps::norm_rope(const NormRope& p) {
   const Heads heads = heads_of(p.x, p.y, p.gain, p.cosine, p.sine, p.epsilon);
   if (Scratch(*this).rehearsing() || heads.total == 0) return;
+  const ProfileSpan span = timed(KernelFamily::kElementwise, traffic({p.x, p.y}));
   const bool is_wide = held(p.gain, p.cosine, p.sine) && wide({p.x, p.y});
   with_pairs(p.x.dtype, p.y.dtype, is_wide, [&]<class X, class Y, int N>() {
     norm_rope_kernel<X, Y, N><<<heads.blocks(), kThreads, 0, stream_>>>(heads, rows_of<X>(p.x), rows_of<Y>(p.y));
@@ -173,6 +174,7 @@ void CudaOps::norm_rope_backward(const NormRopeBackward& p) {
   const Heads heads = heads_of(p.x, p.dx, p.gain, p.cosine, p.sine, p.epsilon);
   require(same_shape(p.dy, p.dx), "norm_rope_backward: shapes");
   if (Scratch(*this).rehearsing() || heads.total == 0) return;
+  const ProfileSpan span = timed(KernelFamily::kElementwise, traffic({p.x, p.dy, p.dx}));
   const bool is_wide = held(p.gain, p.cosine, p.sine) && wide({p.x, p.dy, p.dx});
   with_pairs(p.x.dtype, p.dy.dtype, is_wide, [&]<class X, class D, int N>() {
     norm_rope_backward_kernel<X, D, N>
