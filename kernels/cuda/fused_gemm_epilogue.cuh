@@ -1,87 +1,79 @@
+// What becomes of the sums of a fused product once they are scaled: see FusedGemm.
 #pragma once
 
 #include "kernels/cuda/activation_math.cuh"
-#include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/fused_gemm.h"
+#include "kernels/cuda/pack.cuh"
 
 namespace squareq::cuda {
 
-__host__ __device__ constexpr int ceil_div_device(int a, int b) { return (a + b - 1) / b; }
+class Epilogue {
+ public:
+  explicit Epilogue(const FusedGemm& g)
+      : bias_(any_rows(g.bias)),
+        y_(rows_of<__nv_bfloat16>(g.y)),
+        act_(rows_of<__nv_bfloat16>(g.act)),
+        sum_(rows_of<__nv_bfloat16>(g.sum)),
+        residual_(rows_of<__nv_bfloat16>(g.residual)),
+        gate_(reinterpret_cast<const float*>(g.gate.data)),
+        gelu_begin_(static_cast<int>(g.gelu_begin)),
+        gelu_(sigmoidal(Activation::kGeluTanh)),
+        add_(g.accumulate == Accumulate::kYes),
+        wide_(wide({g.bias, g.y, g.act, g.gate, g.residual, g.sum}) && g.gelu_begin % kWide == 0 &&
+              g.b.rows % kWide == 0) {}
 
-struct Int8Product {
-  int m, n, k;
-  const std::int8_t* a;
-  std::int64_t a_stride;
-  const std::int8_t* b;
-  std::int64_t b_stride;
-  const float* a_scales;
-  const float* b_scales;
-};
+  // Columns [c, c + kWide) of row r, those below cols; c is a multiple of kWide and `values` 16-byte aligned.
+  __device__ void write(int r, int c, int cols, const float* values) const {
+    if (wide_) return write_pack<kWide>(r, c, values);
+    for (int i = 0; i < kWide && c + i < cols; ++i) write_pack<1>(r, c + i, values + i);
+  }
 
-struct LowRank {
-  int rank = 0;
-  const __nv_bfloat16* u = nullptr;
-  std::int64_t u_stride = 0;
-  const __nv_bfloat16* v = nullptr;
-  std::int64_t v_stride = 0;
-  bool v_by_rank = false;
-};
-
-// What becomes of the values of a row: y = (or +=) value + bias; act = GELU of it; sum = residual + gate * it.
-struct Epilogue {
-  AnyRows<const std::byte> bias{};
-  Rows<__nv_bfloat16> y{};
-  bool accumulate = false;
-  Rows<__nv_bfloat16> act{};
-  int gelu_begin = 0;
-  Sigmoidal gelu{};
-  const float* gate = nullptr;
-  Rows<const __nv_bfloat16> residual{};
-  Rows<__nv_bfloat16> sum{};
-  bool wide = false;
-
+ private:
   template <int N>
-  __device__ void write_pack(int r, int c, const float* from) const {
+  __device__ void write_pack(int r, int c, const float* values) const {
     float v[N];
-#pragma unroll
-    for (int i = 0; i < N; ++i) v[i] = from[i];
-    if (bias) {
+    load<N>(values, v);
+    if (bias_) {
       float term[N];
-      bias.load<N>(0, 0, c, term);
+      bias_.load(0, 0, c, term);
 #pragma unroll
       for (int i = 0; i < N; ++i) v[i] += term[i];
     }
-    if (y.data != nullptr) {
-      auto* to = y(0, r) + c;
-      if (accumulate) {
-        const auto before = load<N>(to);
+    if (y_.data != nullptr) {
+      __nv_bfloat16* to = y_(0, r) + c;
+      if (add_) {
+        const Pack<__nv_bfloat16, N> before = load<N>(to);
 #pragma unroll
         for (int i = 0; i < N; ++i) v[i] += before[i];
       }
       store<N>(to, v);
     }
-    if (act.data != nullptr && c >= gelu_begin) {
+    if (act_.data != nullptr && c >= gelu_begin_) {
       float result[N];
 #pragma unroll
-      for (int i = 0; i < N; ++i) result[i] = gelu.value(v[i]);
-      store<N>(act(0, r) + (c - gelu_begin), result);
+      for (int i = 0; i < N; ++i) result[i] = gelu_.value(v[i]);
+      store<N>(act_(0, r) + (c - gelu_begin_), result);
     }
-    if (sum.data != nullptr) {
+    if (sum_.data != nullptr) {
       float result[N];
-      load<N>(residual(0, r) + c, result);
-      const Pack<float, N> g = load<N>(gate + c);
+      load<N>(residual_(0, r) + c, result);
+      float factor[N];
 #pragma unroll
-      for (int i = 0; i < N; ++i) result[i] += g[i] * v[i];
-      store<N>(sum(0, r) + c, result);
+      for (int i = 0; i < N; ++i) factor[i] = 1.0F;
+      if (gate_ != nullptr) load<N>(gate_ + c, factor);
+#pragma unroll
+      for (int i = 0; i < N; ++i) result[i] += factor[i] * v[i];
+      store<N>(sum_(0, r) + c, result);
     }
   }
 
-  // Columns [c, c + kWide) of row r, those below cols; `from` is in shared memory.
-  __device__ void write(int r, int c, int cols, const float* from) const {
-    if (wide) return write_pack<kWide>(r, c, from);
-    for (int i = 0; i < kWide && c + i < cols; ++i) write_pack<1>(r, c + i, from + i);
-  }
+  AnyRows<const std::byte> bias_;
+  Rows<__nv_bfloat16> y_, act_, sum_;
+  Rows<const __nv_bfloat16> residual_;
+  const float* gate_;
+  int gelu_begin_;
+  Sigmoidal gelu_;
+  bool add_, wide_;
 };
-
-void int8_product_sm80(const Int8Product& p, const LowRank& term, const Epilogue& epilogue, cudaStream_t stream);
 
 }  // namespace squareq::cuda

@@ -1,12 +1,34 @@
-// INT8 products with mma.sync, for compute capabilities 8.0 to 8.9 (its PTX runs on later ones). A block computes a tile
-// of 128 x kCols: operands come through shared memory by cp.async, several slices of K ahead, as 16-byte chunks whose
-// order is permuted so that ldmatrix meets no bank twice. The int32 sums become scaled float32 in their registers, and
-// the low-rank term is added there by bfloat16 mma, whose accumulators lie alike.
+// INT8 products with mma.sync, for compute capabilities 8.0 to 8.9 (its PTX runs on later ones). A block computes a
+// tile of 128 x kCols: operands come through shared memory by cp.async, several slices of K ahead, as 16-byte chunks
+// whose order is permuted so that ldmatrix meets no bank twice. The int32 sums become scaled float32 in their
+// registers, and the low-rank term is added there by bfloat16 mma, whose accumulators lie alike.
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/fused_gemm_epilogue.cuh"
+#include "kernels/cuda/reduce.cuh"
 
 namespace squareq::cuda {
 namespace {
+
+struct Int8Product {
+  int m, n, k;
+  const std::int8_t* a;
+  std::int64_t a_stride;
+  const std::int8_t* b;
+  std::int64_t b_stride;
+  const float* a_scales;  // or null
+  const float* b_scales;
+};
+
+struct LowRank {
+  int rank;  // a multiple of 8, or 0
+  const __nv_bfloat16* u;
+  std::int64_t u_stride;
+  const __nv_bfloat16* v;
+  std::int64_t v_stride;
+  bool v_by_rank;  // v stands as [rank, n], not [n, rank]
+};
+
+__host__ __device__ constexpr int tiles_of(int size, int tile) { return (size + tile - 1) / tile; }
 
 constexpr int kTileRows = 128;
 constexpr int kSlice = 64;  // bytes of K in a stage
@@ -27,7 +49,9 @@ struct Tile {
   static_assert(kSharedBytes >= kBlock / kWarp * 16 * kStageRow * 4);
 };
 
-__device__ std::uint32_t shared_address(const void* p) { return static_cast<std::uint32_t>(__cvta_generic_to_shared(p)); }
+__device__ std::uint32_t shared_address(const void* p) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(p));
+}
 
 // Copies 16 bytes, or zeros.
 __device__ void copy_chunk(std::uint32_t to, const std::int8_t* from, bool inside) {
@@ -113,30 +137,30 @@ __device__ void multiply_slice(Sums<kCols>& sums, std::uint32_t a, std::uint32_t
 #pragma unroll
   for (int k = 0; k < kSlice / 32; ++k) {
     std::uint32_t left[kRowTiles][4];
-    std::uint32_t right[Tile<kCols>::kColTiles / 2][4];
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) load_matrices(left[i], a + chunk_at(i * 16 + lane % 16, k * 2 + lane / 16));
 #pragma unroll
-    for (int j = 0; j < Tile<kCols>::kColTiles / 2; ++j) {
-      load_matrices(right[j], b + chunk_at(j * 16 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
-    }
+    for (int j = 0; j < Tile<kCols>::kColTiles; j += 2) {
+      std::uint32_t right[4];
+      load_matrices(right, b + chunk_at(j * 8 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
 #pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-      for (int j = 0; j < Tile<kCols>::kColTiles; ++j) {
-        multiply(sums[i][j], left[i], right[j / 2][j % 2 * 2], right[j / 2][j % 2 * 2 + 1]);
+      for (int i = 0; i < kRowTiles; ++i) {
+        multiply(sums[i][j], left[i], right[0], right[1]);
+        multiply(sums[i][j + 1], left[i], right[2], right[3]);
       }
     }
   }
 }
 
-// u and v of the low-rank term as mma wants them: the values of columns c and c + 1 of a row.
-__device__ std::uint32_t pair_of(const __nv_bfloat16* data, std::int64_t stride, int row, int rows, int c) {
-  return row < rows ? *reinterpret_cast<const std::uint32_t*>(data + row * stride + c) : 0U;
+// Values r and r + 1 of a row of u or v, as mma wants them; zeros outside.
+__device__ std::uint32_t pair_of(const __nv_bfloat16* data, std::int64_t stride, int row, int rows, int r, int rank) {
+  return row < rows && r < rank ? *reinterpret_cast<const std::uint32_t*>(data + row * stride + r) : 0U;
 }
-__device__ std::uint32_t pair_across(const __nv_bfloat16* data, std::int64_t stride, int row, int rows, int c) {
-  if (row >= rows) return 0U;
-  const auto* at = reinterpret_cast<const std::uint16_t*>(data) + c * stride + row;
+// The same of a transposed matrix.
+__device__ std::uint32_t pair_across(const __nv_bfloat16* data, std::int64_t stride, int row, int rows, int r,
+                                     int rank) {
+  if (row >= rows || r >= rank) return 0U;
+  const auto* at = reinterpret_cast<const std::uint16_t*>(data) + r * stride + row;
   return at[0] | static_cast<std::uint32_t>(at[stride]) << 16;
 }
 
@@ -152,7 +176,7 @@ __device__ void add_low_rank(float (&values)[kRowTiles][Tile<kCols>::kColTiles][
     for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
       for (int part = 0; part < 4; ++part) {
-        left[i][part] = pair_of(term.u, term.u_stride, row + i * 16 + part % 2 * 8, rows, r + part / 2 * 8);
+        left[i][part] = pair_of(term.u, term.u_stride, row + i * 16 + part % 2 * 8, rows, r + part / 2 * 8, term.rank);
       }
     }
 #pragma unroll
@@ -160,8 +184,8 @@ __device__ void add_low_rank(float (&values)[kRowTiles][Tile<kCols>::kColTiles][
       std::uint32_t right[2];
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
-        right[part] = term.v_by_rank ? pair_across(term.v, term.v_stride, col + j * 8, cols, r + part * 8)
-                                     : pair_of(term.v, term.v_stride, col + j * 8, cols, r + part * 8);
+        right[part] = term.v_by_rank ? pair_across(term.v, term.v_stride, col + j * 8, cols, r + part * 8, term.rank)
+                                     : pair_of(term.v, term.v_stride, col + j * 8, cols, r + part * 8, term.rank);
       }
 #pragma unroll
       for (int i = 0; i < kRowTiles; ++i) multiply(values[i][j], left[i], right[0], right[1]);
@@ -189,7 +213,7 @@ __device__ void scale_sums(const Sums<kCols>& sums, float (&values)[kRowTiles][T
     for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        values[i][j][e] = rows[i][e / 2] * cols[e % 2] * static_cast<float>(sums[i][j][e]);
+        values[i][j][e] = static_cast<float>(sums[i][j][e]) * rows[i][e / 2] * cols[e % 2];
       }
     }
   }
@@ -235,12 +259,11 @@ template <int kCols>
 __global__ void __launch_bounds__(kBlock, 1) int8_product_kernel(Int8Product p, LowRank term, Epilogue epilogue) {
   extern __shared__ __align__(128) std::int8_t shared[];
   using T = Tile<kCols>;
-  const int2 tile = tile_of(static_cast<int>(blockIdx.x), static_cast<int>(ceil_div_device(p.m, kTileRows)),
-                            static_cast<int>(ceil_div_device(p.n, kCols)));
+  const int2 tile = tile_of(static_cast<int>(blockIdx.x), tiles_of(p.m, kTileRows), tiles_of(p.n, kCols));
   Feed<kTileRows> a(p.a, p.a_stride, tile.x * kTileRows, p.m, p.k);
   Feed<kCols> b(p.b, p.b_stride, tile.y * kCols, p.n, p.k);
   const std::uint32_t base = shared_address(shared);
-  const int slices = ceil_div_device(p.k, kSlice);
+  const int slices = tiles_of(p.k, kSlice);
   const auto feed = [&](int slice) {
     if (slice < slices) {
       const std::uint32_t to = base + slice % kStages * T::kStageBytes;
@@ -279,21 +302,53 @@ void launch(const Int8Product& p, const LowRank& term, const Epilogue& epilogue,
   static const cudaError_t set =
       cudaFuncSetAttribute(int8_product_kernel<kCols>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   check(set, "cudaFuncSetAttribute");
-  const unsigned tiles = ceil_div(p.m, kTileRows) * ceil_div(p.n, kCols);
+  const int tiles = tiles_of(p.m, kTileRows) * tiles_of(p.n, kCols);
   int8_product_kernel<kCols><<<tiles, kBlock, kBytes, stream>>>(p, term, epilogue);
+}
+
+bool rows_aligned(const ConstView& v) {
+  constexpr std::int64_t kAlignment = 16;
+  return reinterpret_cast<std::uintptr_t>(v.data) % kAlignment == 0 &&
+         v.row_stride * static_cast<std::int64_t>(size_of(v.dtype)) % kAlignment == 0;
 }
 
 }  // namespace
 
-void int8_product_sm80(const Int8Product& p, const LowRank& term, const Epilogue& epilogue, cudaStream_t stream) {
-  // Narrow tiles where wide ones would leave multiprocessors without work; sums are exact, so both give the same.
-  constexpr unsigned kEnough = 96;
-  if (ceil_div(p.m, kTileRows) * ceil_div(p.n, 256) >= kEnough) {
-    launch<256>(p, term, epilogue, stream);
+bool fused_gemm_sm80_supports(const FusedGemm& g) {
+  return g.a.dtype == DType::I8 && g.b.dtype == DType::I8 && g.transpose_b == Transpose::kYes &&
+         g.a.cols % kChunk == 0 && rows_aligned(g.a) && rows_aligned(g.b) &&
+         (!g.u || (g.u.cols % 8 == 0 && rows_aligned(g.u) && rows_aligned(g.v)));
+}
+
+void fused_gemm_sm80(const FusedGemm& g, cudaStream_t stream) {
+  require(fused_gemm_sm80_supports(g), "fused_gemm: operands that this kernel does not take");
+  const auto floats = [](const ConstView& v) { return reinterpret_cast<const float*>(v.data); };
+  const auto bytes = [](const ConstView& v) { return reinterpret_cast<const std::int8_t*>(v.data); };
+  const auto halves = [](const ConstView& v) { return reinterpret_cast<const __nv_bfloat16*>(v.data); };
+  const Int8Product product{.m = static_cast<int>(g.a.rows),
+                            .n = static_cast<int>(g.b.rows),
+                            .k = static_cast<int>(g.a.cols),
+                            .a = bytes(g.a),
+                            .a_stride = g.a.row_stride,
+                            .b = bytes(g.b),
+                            .b_stride = g.b.row_stride,
+                            .a_scales = floats(g.a_scale),
+                            .b_scales = floats(g.b_scale)};
+  const LowRank term{.rank = static_cast<int>(g.u.cols),
+                     .u = halves(g.u),
+                     .u_stride = g.u.row_stride,
+                     .v = halves(g.v),
+                     .v_stride = g.v.row_stride,
+                     .v_by_rank = g.transpose_v == Transpose::kNo};
+  if (product.m == 0 || product.n == 0) return;
+  // Narrow tiles where wide ones would leave multiprocessors without work; the sums are exact, so both give the same.
+  constexpr int kEnough = 96;
+  if (tiles_of(product.m, kTileRows) * tiles_of(product.n, 256) >= kEnough) {
+    launch<256>(product, term, Epilogue(g), stream);
   } else {
-    launch<128>(p, term, epilogue, stream);
+    launch<128>(product, term, Epilogue(g), stream);
   }
-  check_launch("int8_product");
+  check_launch("fused_gemm_sm80");
 }
 
 }  // namespace squareq::cuda
