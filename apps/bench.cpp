@@ -5,6 +5,7 @@
 #include "apps/bench/replay.h"
 #include "apps/bench/speed.h"
 #include "apps/bench/tokens.h"
+#include "apps/device_options.h"
 #include "apps/program.h"
 #include "engine/pipeline.h"
 #include "engine/saved_lora.h"
@@ -16,7 +17,7 @@ namespace {
 int run_loss(const std::string& config_path, const std::string& lora, std::int64_t draws, bool json) {
   TrainConfig config = load_train_config(config_path);
   const ModelParts parts = configured_parts(config);
-  const std::unique_ptr<Device> device = open_device(config.device, config.threads);
+  const std::unique_ptr<Device> device = open_device(config.device, config.threads, config.compute);
   const Slab slab(
       ensure_slab({.checkpoint = parts.transformer,
                    .slab = config.slab,
@@ -49,9 +50,8 @@ int main(int argc, char** argv) {
   int threads = 0;
   app.add_option("--threads", threads, "0: one per hardware thread")->check(CLI::Range(0, 1024));
   std::string device = "auto";
-  app.add_option("--device", device, "auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->capture_default_str();
+  squareq::DeviceOptions compute;
+  squareq::add_device_options(app, device, compute);
   app.fallthrough();  // these may also stand after the command
 
   ParityOptions parity;
@@ -109,6 +109,7 @@ int main(int argc, char** argv) {
   return squareq::run_program(app, argc, argv, [&] {
     parity.threads = replay.threads = speed.threads = threads;
     parity.device = replay.device = speed.device = device;
+    parity.compute = replay.compute = speed.compute = compute;
     speed.json = json;
     if (*parity_command) return report(run_parity(parity), json);
     if (*replay_command) return report(run_replay(replay), json);

@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "apps/device_options.h"
 #include "apps/program.h"
 #include "engine/pipeline.h"
 #include "engine/sampler.h"
@@ -22,6 +23,7 @@ struct Options {
   std::vector<std::string> loras;
   std::string compare, compare_output;
   std::string device = "auto";
+  DeviceOptions compute;
   int threads = 0;
 };
 
@@ -43,7 +45,7 @@ int sample(const Options& o) {
   check_size("--width", o.width);
   check_size("--height", o.height);
   const ModelParts parts = find_model_parts(o.model);
-  const std::unique_ptr<Device> device = open_device(o.device, o.threads);
+  const std::unique_ptr<Device> device = open_device(o.device, o.threads, o.compute);
   require_part(parts.vae, "--model", "autoencoder");
   require_part(parts.clip, "--model", "CLIP text model");
   require_part(parts.t5, "--model", "T5 encoder");
@@ -104,9 +106,7 @@ int main(int argc, char** argv) {
   app.add_option("--compare-output", o.compare_output, "PNG file for the two side by side")->needs(compare);
   compare->needs(app.get_option("--compare-output"));
   app.add_option("--cache-dir", o.cache_dir, "where slabs are kept that have to be built")->capture_default_str();
-  app.add_option("--device", o.device, "auto, cpu or cuda")
-      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
-      ->capture_default_str();
+  squareq::add_device_options(app, o.device, o.compute);
   app.add_option("--threads", o.threads, "0: one per hardware thread")->check(CLI::Range(0, 1024));
   return squareq::run_program(app, argc, argv, [&] { return squareq::sample(o); });
 }

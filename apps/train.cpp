@@ -28,7 +28,7 @@ extern "C" void request_stop(int) {
 int train(const std::string& config_path) {
   const TrainConfig config = load_train_config(config_path);
   const ModelParts parts = configured_parts(config);
-  const std::unique_ptr<Device> device = open_device(config.device, config.threads);
+  const std::unique_ptr<Device> device = open_device(config.device, config.threads, config.compute);
   fs::create_directories(config.output_dir);
 
   const std::string slab_path =

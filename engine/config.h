@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/base/dtype.h"
+#include "kernels/device.h"
 
 namespace squareq {
 
@@ -88,6 +89,7 @@ struct TrainConfig {
   DType save_dtype = DType::BF16;
   std::int64_t log_every = 1;  // steps
   Device device = Device::kAuto;
+  DeviceOptions compute;
   std::int64_t threads = 0;  // 0: one per hardware thread
 };
 

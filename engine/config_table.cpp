@@ -326,6 +326,17 @@ void add_run_fields(std::vector<ConfigField>& t) {
                                                                               {"cpu", TrainConfig::Device::kCpu},
                                                                               {"cuda", TrainConfig::Device::kCuda}},
                      "Where to compute. `auto` takes a GPU if the build and the machine have one."));
+  using Kernels = DeviceOptions::Kernels;
+  t.push_back(choice(
+      "attention", [](auto& c) -> auto& { return c.compute.attention; },
+      std::vector<std::pair<std::string, Kernels>>{
+          {"auto", Kernels::kAuto}, {"portable", Kernels::kPortable}, {"cudnn", Kernels::kCudnn}},
+      "Attention kernels on a GPU: our own, or cuDNN's. `auto` takes cuDNN's where they are faster and cuDNN is "
+      "installed."));
+  t.push_back(boolean(
+      "deterministic", [](auto& c) -> auto& { return c.compute.deterministic; },
+      "On a GPU: the same seed gives the same bits. False is faster with cuDNN's attention, whose backward pass then "
+      "adds numbers up in any order; all else always repeats."));
   t.push_back(integer(FIELD(threads), 0, 1024, "CPU threads; 0: one per hardware thread."));
 }
 

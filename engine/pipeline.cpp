@@ -176,15 +176,15 @@ std::string ensure_slab(const SlabRequest& request) {
   return path;
 }
 
-std::unique_ptr<Device> open_device(TrainConfig::Device device, std::int64_t threads) {
-  if (device == TrainConfig::Device::kCuda) return make_cuda_device();
-  if (device == TrainConfig::Device::kAuto && cuda_device_present()) return make_cuda_device();
+std::unique_ptr<Device> open_device(TrainConfig::Device device, std::int64_t threads, const DeviceOptions& options) {
+  if (device == TrainConfig::Device::kCuda) return make_cuda_device(options);
+  if (device == TrainConfig::Device::kAuto && cuda_device_present()) return make_cuda_device(options);
   return make_cpu_device(static_cast<int>(threads));
 }
 
-std::unique_ptr<Device> open_device(const std::string& name, std::int64_t threads) {
-  if (name == "cuda") return open_device(TrainConfig::Device::kCuda, threads);
-  return open_device(name == "cpu" ? TrainConfig::Device::kCpu : TrainConfig::Device::kAuto, threads);
+std::unique_ptr<Device> open_device(const std::string& name, std::int64_t threads, const DeviceOptions& options) {
+  if (name == "cuda") return open_device(TrainConfig::Device::kCuda, threads, options);
+  return open_device(name == "cpu" ? TrainConfig::Device::kCpu : TrainConfig::Device::kAuto, threads, options);
 }
 
 ModelParts configured_parts(const TrainConfig& config) {

@@ -25,9 +25,9 @@ struct SlabRequest {
 std::string ensure_slab(const SlabRequest& request);
 
 // kAuto: the GPU where this build and this machine have one, else the CPU.
-std::unique_ptr<Device> open_device(TrainConfig::Device device, std::int64_t threads);
+std::unique_ptr<Device> open_device(TrainConfig::Device device, std::int64_t threads, const DeviceOptions& options);
 // "auto", "cpu" or "cuda", as the programs' --device has it.
-std::unique_ptr<Device> open_device(const std::string& name, std::int64_t threads);
+std::unique_ptr<Device> open_device(const std::string& name, std::int64_t threads, const DeviceOptions& options);
 
 // The model's own parts, with those that the configuration names in their places.
 ModelParts configured_parts(const TrainConfig& config);

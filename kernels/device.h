@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -31,8 +32,20 @@ class Device {
 
 std::unique_ptr<Device> make_cpu_device(int threads);
 
-// Throws ConfigError saying what is missing where there is no usable CUDA device or no CUDA in this build.
-std::unique_ptr<Device> make_cuda_device();
+// How a CUDA device computes where there is a choice. What is chosen depends on these, the GPU and the call alone.
+struct DeviceOptions {
+  enum class Kernels : std::uint8_t { kAuto, kPortable, kCudnn };
+
+  // Kernels of softmax attention: our own, which run everywhere, or cuDNN's for the calls that it can express (plain
+  // attention in bfloat16, without mask). kAuto: cuDNN on GPUs where it is faster, if this build and machine have it.
+  Kernels attention = Kernels::kAuto;
+  // Do two runs give the same bits? Without, cuDNN adds up the gradient of queries in any order, which is faster.
+  bool deterministic = true;
+};
+
+// Throws ConfigError saying what is missing where there is no usable CUDA device, no CUDA in this build, or not what
+// the options ask for.
+std::unique_ptr<Device> make_cuda_device(const DeviceOptions& options = {});
 
 // Does this build have CUDA, and this machine a device and a driver for it?
 bool cuda_device_present();

@@ -133,7 +133,7 @@ std::vector<Comparison> t5_parity(const ParityOptions& options, const Safetensor
 
 std::vector<Comparison> run_parity(ParityOptions options) {
   const SafetensorsFile io(options.io);
-  const std::unique_ptr<Device> device = open_device(options.device, options.threads);
+  const std::unique_ptr<Device> device = open_device(options.device, options.threads, options.compute);
   options.bf16 = device->ops().activation_type() == DType::BF16;
   if (io.find("img") != nullptr && io.find("txt") != nullptr) return flux_parity(options, io, *device);
   if (io.find("moments") != nullptr || io.find("decoded") != nullptr) return vae_parity(options, io, *device);

@@ -20,6 +20,7 @@ struct ParityOptions {
   bool float_only = false;          // skip what needs the INT8 slab
   std::optional<double> tolerance;  // replaces every default limit
   std::string device = "auto";
+  DeviceOptions compute;
   int threads = 0;
   bool bf16 = false;  // set by run_parity: the device computes in bfloat16
 

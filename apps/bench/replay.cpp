@@ -26,7 +26,7 @@ class Replay {
   explicit Replay(const ReplayOptions& options)
       : options_(options),
         io_(options.io),
-        device_(open_device(options.device, options.threads)),
+        device_(open_device(options.device, options.threads, options.compute)),
         parts_(find_model_parts(options.model_dir)),
         vae_(*device_, parts_.vae) {
     const Checkpoint transformer = Checkpoint::open(parts_.transformer, Model::kTransformer);

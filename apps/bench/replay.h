@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "apps/bench/comparison.h"
+#include "kernels/device.h"
 
 namespace squareq::bench {
 
@@ -15,6 +16,7 @@ struct ReplayOptions {
   std::string io;         // recorded tensors; prompts and steps in its metadata
   std::optional<double> tolerance;
   std::string device = "auto";
+  DeviceOptions compute;
   int threads = 0;
 };
 

@@ -116,7 +116,7 @@ int run_gemm(std::int64_t n, const SpeedOptions& options) {
 
 int run_block(const SpeedOptions& options) {
   const Slab slab(options.slab);
-  const std::unique_ptr<Device> device = open_device(options.device, options.threads);
+  const std::unique_ptr<Device> device = open_device(options.device, options.threads, options.compute);
   FluxEngine engine(*device, slab, training_run(options, slab.flux_shape()));
   set_random_inputs(engine);
   struct Times {
@@ -145,7 +145,7 @@ int run_block(const SpeedOptions& options) {
 
 int run_step(const SpeedOptions& options) {
   const Slab slab(options.slab);
-  const std::unique_ptr<Device> device = open_device(options.device, options.threads);
+  const std::unique_ptr<Device> device = open_device(options.device, options.threads, options.compute);
   FluxEngine engine(*device, slab, training_run(options, slab.flux_shape()));
   set_random_inputs(engine);
   flux::State& s = engine.state();

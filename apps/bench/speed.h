@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/device.h"
+
 namespace squareq::bench {
 
 struct SpeedOptions {
@@ -15,6 +17,7 @@ struct SpeedOptions {
   std::string targets = "attention+mlp";
   bool checkpointing = false;
   std::string device = "auto";
+  DeviceOptions compute;
   int repeats = 9;
   int threads = 0;
   bool json = false;

@@ -23,7 +23,7 @@ class Stream {
 
 class CudaDevice : public Device {
  public:
-  CudaDevice() : ops_(stream_.get()) {
+  explicit CudaDevice(const DeviceOptions& options) : ops_(stream_.get(), options) {
     cudaDeviceProp properties{};
     check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
     name_ = properties.name;
@@ -88,7 +88,7 @@ bool cuda_device_present() {
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
 }
 
-std::unique_ptr<Device> make_cuda_device() {
+std::unique_ptr<Device> make_cuda_device(const DeviceOptions& options) {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess || count == 0) {
@@ -97,7 +97,7 @@ std::unique_ptr<Device> make_cuda_device() {
                        .expected = "an NVIDIA GPU of compute capability 8.0 or newer with its driver",
                        .advice = "install the driver, or choose the device cpu"});
   }
-  return std::make_unique<cuda::CudaDevice>();
+  return std::make_unique<cuda::CudaDevice>(options);
 }
 
 }  // namespace squareq

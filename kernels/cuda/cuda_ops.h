@@ -10,13 +10,14 @@
 
 #include "kernels/base/carver.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/device.h"
 #include "kernels/ops.h"
 
 namespace squareq::cuda {
 
 class CudaOps : public Ops {
  public:
-  explicit CudaOps(cudaStream_t stream) : stream_(stream), gemm_(stream) {}
+  CudaOps(cudaStream_t stream, const DeviceOptions& options) : stream_(stream), options_(options), gemm_(stream) {}
 
   DType activation_type() const override { return DType::BF16; }
   std::size_t scratch_need(const std::function<void()>& calls) override;
@@ -84,6 +85,7 @@ class CudaOps : public Ops {
   void few_rows_linear_backward(const LinearBackward& p);
 
   cudaStream_t stream_;
+  DeviceOptions options_;
   GemmPlans gemm_;
   View scratch_;
   bool rehearsing_ = false;

@@ -4,7 +4,7 @@
 
 namespace squareq {
 
-std::unique_ptr<Device> make_cuda_device() {
+std::unique_ptr<Device> make_cuda_device(const DeviceOptions&) {
   throw ConfigError({.where = "device",
                      .found = "cuda",
                      .expected = "cpu",
