@@ -34,7 +34,7 @@ EncodeTiled encode_tiled() {
 // swizzled.
 CUtensorMap map_of(const ConstView& x, int box_rows, int box_bytes) {
   CUtensorMap map{};
-  if (x.batch == 0) return map;
+  if (!x) return map;
   const auto element = static_cast<std::int64_t>(size_of(x.dtype));
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(x.cols), static_cast<cuuint64_t>(x.rows)};
   // The stride of a single row is not used, but must be valid.
@@ -42,11 +42,11 @@ CUtensorMap map_of(const ConstView& x, int box_rows, int box_bytes) {
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride)};
   const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_bytes / element), static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[2] = {1, 1};
-  const CUresult status = encode_tiled()(
-      &map, x.dtype == DType::I8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
-      const_cast<std::byte*>(x.data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      box_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status =
+      encode_tiled()(&map, x.dtype == DType::I8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
+                     const_cast<std::byte*>(x.data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                     box_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   require(status == CUDA_SUCCESS, "cuTensorMapEncodeTiled refuses a matrix");
   return map;
 }
@@ -73,7 +73,9 @@ Schedule schedule(const FusedGemm& g) {
   const int pairs = static_cast<int>(ceil_div(g.a.rows, kCluster * T::kRows));
   const int n = static_cast<int>(g.transpose_b == Transpose::kYes ? g.b.rows : g.b.cols);
   const int bands = static_cast<int>(ceil_div(pairs * kCluster * T::kRows, kBandRows));
-  return {.pairs = pairs, .columns = static_cast<int>(ceil_div(n, T::kCols)), .band = static_cast<int>(ceil_div(pairs, bands))};
+  return {.pairs = pairs,
+          .columns = static_cast<int>(ceil_div(n, T::kCols)),
+          .band = static_cast<int>(ceil_div(pairs, bands))};
 }
 
 template <class T, Operands kOperands>
@@ -147,11 +149,11 @@ void fused_gemm_sm90(const FusedGemm& g, cudaStream_t stream) {
   require(fused_gemm_sm90_supports(g), "fused_gemm: shapes, types or alignment");
 #ifdef FORCE_TILE
   if (FORCE_TILE >= 0) switch (FORCE_TILE) {
-    case 0: return launch<Tile<2, 256>>(g, stream);
-    case 1: return launch<Tile<3, 192>>(g, stream);
-    case 2: return launch<Tile<2, 192>>(g, stream);
-    default: return launch<Tile<1, 192>>(g, stream);
-  }
+      case 0: return launch<Tile<2, 256>>(g, stream);
+      case 1: return launch<Tile<3, 192>>(g, stream);
+      case 2: return launch<Tile<2, 192>>(g, stream);
+      default: return launch<Tile<1, 192>>(g, stream);
+    }
 #endif
   // Small tiles fetch more for each multiplication.
   const double costs[] = {cost<Tile<2, 256>>(g), cost<Tile<3, 192>>(g), 1.1 * cost<Tile<2, 192>>(g),
@@ -165,11 +167,35 @@ void fused_gemm_sm90(const FusedGemm& g, cudaStream_t stream) {
 }
 
 bool fused_gemm_sm90_supports(const FusedGemm& g) {
-  const auto aligned = [](const ConstView& v) {
-    const auto row = v.row_stride * static_cast<std::int64_t>(size_of(v.dtype));
-    return reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0 && (v.rows <= 1 || row % 16 == 0);
+  // TMA reads and writes rows that begin at multiples of 16 bytes.
+  const auto fits = [](const ConstView& v, DType dtype) {
+    constexpr std::int64_t kAligned = 16;
+    return !v || (v.dtype == dtype && reinterpret_cast<std::uintptr_t>(v.data) % kAligned == 0 &&
+                  (v.rows <= 1 || v.row_stride * static_cast<std::int64_t>(size_of(dtype)) % kAligned == 0));
   };
-  return aligned(g.a);
+  const bool int8 = g.a.dtype == DType::I8 && g.transpose_b == Transpose::kYes;
+  const DType operands = int8 ? DType::I8 : DType::BF16;
+  return fits(g.a, operands) && fits(g.b, operands) && fits(g.u, DType::BF16) && fits(g.v, DType::BF16) &&
+         fits(g.y, DType::BF16) && fits(g.act, DType::BF16) && fits(g.residual, DType::BF16) &&
+         fits(g.sum, DType::BF16);
+}
+
+namespace sm90 {
+namespace {
+// Only machine code for exactly 9.0a has it: a program without, or one translated from PTX, computes nothing here.
+__constant__ bool has_code =
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+    true;
+#else
+    false;
+#endif
+}  // namespace
+}  // namespace sm90
+
+TensorCores tensor_cores_of_current_device() {
+  bool here = false;
+  check(cudaMemcpyFromSymbol(&here, sm90::has_code, sizeof here), "cudaMemcpyFromSymbol");
+  return here ? TensorCores::kSm90 : TensorCores::kSm80;
 }
 
 }  // namespace squareq::cuda

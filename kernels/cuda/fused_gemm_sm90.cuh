@@ -1,7 +1,7 @@
 // The kernel of fused_gemm_sm90.cu. Persistent blocks walk over output tiles. In each, one warp fetches operands by TMA
 // into a ring of stages, and warpgroups of consumers, 64 rows each, multiply and finish them. Consumers are not held in
-// step: while one finishes its tile, the others keep the tensor cores busy. Two blocks form a cluster of tiles one below
-// the other; each fetches half of their common right operand for both.
+// step: while one finishes its tile, the others keep the tensor cores busy. Two blocks form a cluster of tiles one
+// below the other; each fetches half of their common right operand for both.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -31,10 +31,8 @@ struct Tile {
   static constexpr int kBufferBytes = kWarpRows * kChunk * 2;
   static constexpr int kBuffers = kGroups * 4 * 2;
   static constexpr int kBarrierBytes = 512, kAlignment = 1024;
-  static constexpr int kStages =
-      (kSharedLimit - kAlignment - kBarrierBytes - kBuffers * kBufferBytes) / kStageBytes;
-  static constexpr int kSharedBytes =
-      kAlignment + kStages * kStageBytes + kBuffers * kBufferBytes + kBarrierBytes;
+  static constexpr int kStages = (kSharedLimit - kAlignment - kBarrierBytes - kBuffers * kBufferBytes) / kStageBytes;
+  static constexpr int kSharedBytes = kAlignment + kStages * kStageBytes + kBuffers * kBufferBytes + kBarrierBytes;
   static_assert((2 * kStages + kBuffers) * 8 <= kBarrierBytes && kCols % kChunk == 0);
 };
 
@@ -210,49 +208,55 @@ __device__ void add_low_rank(Sums<T::kCols>& d, const Arguments& p, Memory<T> me
   }
 }
 
+// The same in all lanes, and the compiler knows.
+__device__ inline int uniform(int v) { return __shfl_sync(0xFFFFFFFFU, v, 0); }
+
 __device__ inline float value(std::uint32_t bits) { return __uint_as_float(bits); }
 __device__ inline float as_float(float v) { return v; }
 __device__ inline float as_float(__nv_bfloat16 v) { return __bfloat162float(v); }
 __device__ inline float as_float(__half v) { return __half2float(v); }
 
-// What a thread of a warpgroup holds of a tile.
-template <class T>
-struct Holding {
-  int row, column;  // of its first value
-  int n;
+// Values of a vector [n] from one column on; 0 beyond its end.
+template <class Element>
+struct Columns {
+  const Element* from;
+  int left;  // of the vector
 
-  __device__ int clamped_column(int j, int i) const { return min(column + 8 * j + i, n - 1); }
+  __device__ Columns(const void* vector, int column, int n)
+      : from(static_cast<const Element*>(vector) + column), left(n - column) {}
+  __device__ float operator[](int i) const { return i < left ? as_float(from[i]) : 0.0F; }
 };
 
-// Int32 to float32 where they are; scales.
+// Int32 to float32 where they are; scales. `row` and `column` are those of the thread's first value.
 template <class T, bool kInt8>
-__device__ void scale(Sums<T::kCols>& d, const Arguments& p, const Holding<T>& mine) {
+__device__ void scale(Sums<T::kCols>& d, const Arguments& p, int row, int column) {
   if (!kInt8 && p.a_scale == nullptr && p.b_scale == nullptr) return;
   float row_scale[2] = {1.0F, 1.0F};
   if (p.a_scale != nullptr) {
-    for (int half = 0; half < 2; ++half) row_scale[half] = p.a_scale[min(mine.row + 8 * half, p.m - 1)];
+    for (int half = 0; half < 2; ++half) row_scale[half] = p.a_scale[min(row + 8 * half, p.m - 1)];
   }
+  const Columns<float> scales(p.b_scale, column, p.b_scale != nullptr ? p.n : 0);
 #pragma unroll
   for (int j = 0; j < T::kCols / 8; ++j) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float s = p.b_scale != nullptr ? __ldg(p.b_scale + mine.clamped_column(j, i)) : 1.0F;
+      const float s = p.b_scale != nullptr ? scales[8 * j + i] : 1.0F;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         std::uint32_t& x = d[4 * j + 2 * half + i];
-        x = __float_as_uint((kInt8 ? static_cast<float>(static_cast<int>(x)) : value(x)) * (row_scale[half] * s));
+        x = __float_as_uint((kInt8 ? static_cast<float>(static_cast<int>(x)) : value(x)) * row_scale[half] * s);
       }
     }
   }
 }
 
 template <class T, class Element>
-__device__ void add_vector(Sums<T::kCols>& d, const void* vector, const Holding<T>& mine) {
+__device__ void add_vector(Sums<T::kCols>& d, const Columns<Element>& vector) {
 #pragma unroll
   for (int j = 0; j < T::kCols / 8; ++j) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float x = as_float(static_cast<const Element*>(vector)[mine.clamped_column(j, i)]);
+      const float x = vector[8 * j + i];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         std::uint32_t& to = d[4 * j + 2 * half + i];
@@ -263,11 +267,11 @@ __device__ void add_vector(Sums<T::kCols>& d, const void* vector, const Holding<
 }
 
 template <class T>
-__device__ void add_bias(Sums<T::kCols>& d, const Arguments& p, const Holding<T>& mine) {
+__device__ void add_bias(Sums<T::kCols>& d, const Arguments& p, int column) {
   if (p.bias == nullptr) return;
-  if (p.bias_type == DType::F32) return add_vector<T, float>(d, p.bias, mine);
-  if (p.bias_type == DType::BF16) return add_vector<T, __nv_bfloat16>(d, p.bias, mine);
-  add_vector<T, __half>(d, p.bias, mine);
+  if (p.bias_type == DType::F32) return add_vector<T>(d, Columns<float>(p.bias, column, p.n));
+  if (p.bias_type == DType::BF16) return add_vector<T>(d, Columns<__nv_bfloat16>(p.bias, column, p.n));
+  add_vector<T>(d, Columns<__half>(p.bias, column, p.n));
 }
 
 __device__ inline std::uint32_t pair_of(float first, float second) {
@@ -290,7 +294,10 @@ template <class T>
 class Writer {
  public:
   __device__ Writer(const Arguments& p, Memory<T> memory)
-      : p_(p), memory_(memory), lane_(static_cast<int>(threadIdx.x) % 32), first_(static_cast<int>(threadIdx.x) / 32 * 2) {}
+      : p_(p),
+        memory_(memory),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        first_(static_cast<int>(threadIdx.x) / 32 * 2) {}
 
   // Where the next tile's values of this warp are. Fetches its first residual.
   __device__ void begin(int row, int column) {
@@ -320,7 +327,8 @@ class Writer {
       if (p_.has_act && act_column > -T::kChunk) {
         open();
         constexpr Sigmoidal kGelu{.slope = 1.5957691216057308F, .cubic = 0.044715F};
-        for_pairs(d, chunk, [&](std::uint32_t, int, float x, float y) { return pair_of(kGelu.value(x), kGelu.value(y)); });
+        for_pairs(d, chunk,
+                  [&](std::uint32_t, int, float x, float y) { return pair_of(kGelu.value(x), kGelu.value(y)); });
         store(p_.act, act_column);
       }
     }
@@ -341,7 +349,7 @@ class Writer {
     if (lane_ == 0) wait_store_reads<1>();
     __syncwarp();
   }
-  // Calls f(address, column in the chunk, value, its right neighbour) and writes the pair that it returns.
+  // Calls f(address, column after the thread's first, value, its right neighbour) and writes the pair that it returns.
   template <class Function>
   __device__ void for_pairs(Sums<T::kCols>& d, int chunk, Function f) {
     const int row = lane_ / 4;
@@ -353,7 +361,7 @@ class Writer {
         const std::uint32_t address =
             buffer() + (row + 8 * half) * (T::kChunk * 2) + ((j ^ swizzle) * 16 + lane_ % 4 * 4);
         const int i = 4 * (chunk * (T::kChunk / 8) + j) + 2 * half;
-        store_pair(address, f(address, 8 * j + lane_ % 4 * 2, value(d[i]), value(d[i + 1])));
+        store_pair(address, f(address, 8 * j, value(d[i]), value(d[i + 1])));
       }
     }
   }
@@ -364,10 +372,11 @@ class Writer {
     } else {
       open();
     }
+    const int first_column = column_ + chunk * T::kChunk + lane_ % 4 * 2;
+    const Columns<float> gates(p_.gate, first_column, p_.gate != nullptr ? p_.n : 0);
     for_pairs(d, chunk, [&](std::uint32_t address, int column, float x, float y) {
-      const int c = column_ + chunk * T::kChunk + column;
-      const float gx = p_.gate != nullptr ? __ldg(p_.gate + min(c, p_.n - 1)) : 1.0F;
-      const float gy = p_.gate != nullptr ? __ldg(p_.gate + min(c + 1, p_.n - 1)) : 1.0F;
+      const float gx = p_.gate != nullptr ? gates[column] : 1.0F;
+      const float gy = p_.gate != nullptr ? gates[column + 1] : 1.0F;
       const std::uint32_t old = p_.has_residual ? load_pair(address) : 0U;
       return pair_of(__uint_as_float(old << 16) + gx * x, __uint_as_float(old & 0xFFFF0000U) + gy * y);
     });
@@ -401,7 +410,7 @@ class Writer {
 
 template <class T, Operands kOperands>
 __device__ void consume(const Arguments& p, Memory<T> memory) {
-  const int group = static_cast<int>(threadIdx.x) / kWarpgroup, warp = static_cast<int>(threadIdx.x) / 32;
+  const int warp = uniform(static_cast<int>(threadIdx.x) / 32), group = warp / 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   Ring<T> ring;
   Writer<T> writer(p, memory);
@@ -412,11 +421,17 @@ __device__ void consume(const Arguments& p, Memory<T> memory) {
     writer.begin(row, column * T::kCols);
     Sums<T::kCols> d;
     multiply_all<T, kOperands>(d, p, memory, ring, group);
-    const Holding<T> mine{row + lane / 4, column * T::kCols + lane % 4 * 2, p.n};
-    scale<T, kOperands == Operands::kInt8>(d, p, mine);
-    add_bias<T>(d, p, mine);
+#ifdef ORDERED
+    if (group > 0) asm volatile("bar.sync %0, 256;" ::"r"(group) : "memory");
+#endif
+    const int first_column = column * T::kCols + lane % 4 * 2;
+    scale<T, kOperands == Operands::kInt8>(d, p, row + lane / 4, first_column);
+    add_bias<T>(d, p, first_column);
     add_low_rank<T>(d, p, memory, ring, group);
     writer.write(d);
+#ifdef ORDERED
+    if (group + 1 < T::kGroups) asm volatile("bar.arrive %0, 256;" ::"r"(group + 1) : "memory");
+#endif
   }
   writer.finish();
 }

@@ -1,6 +1,6 @@
 // Hopper's asynchronous copies between global and shared memory (TMA), the barriers that they signal, and clusters of
-// thread blocks (PTX ISA, "Data movement and conversion instructions: bulk copy" and "mbarrier"). Addresses are those of
-// the shared window.
+// thread blocks (PTX ISA, "Data movement and conversion instructions: bulk copy" and "mbarrier"). Addresses are those
+// of the shared window.
 #pragma once
 
 #include <cuda.h>
@@ -32,18 +32,19 @@ __device__ inline void publish_barriers() { asm volatile("fence.mbarrier_init.re
 __device__ inline void arrive_expecting(std::uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
-// Arrives at the barrier of the same address in a block of the cluster.
+// Arrives at the barrier of the same address in a block of the cluster. Ordered for this block only, which is enough
+// for memory that copies write and multiplies read; a wider order would wait for all memory accesses.
 __device__ inline void arrive_remote(std::uint32_t barrier, std::uint32_t block) {
   asm volatile(
       "{ .reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote]; }" ::"r"(barrier),
+      "mbarrier.arrive.shared::cluster.b64 _, [remote]; }" ::"r"(barrier),
       "r"(block)
       : "memory");
 }
 __device__ inline void wait_barrier(std::uint32_t barrier, std::uint32_t parity) {
   asm volatile(
       "{ .reg .pred done;\n"
-      "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra again; }" ::"r"(barrier),
       "r"(parity)
       : "memory");
@@ -65,7 +66,8 @@ __device__ inline void synchronize_cluster() {
 
 __device__ inline void load_box(std::uint32_t to, const CUtensorMap& map, int column, int row, std::uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+          to),
       "l"(&map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
@@ -82,10 +84,11 @@ __device__ inline void load_box_to_cluster(std::uint32_t to, const CUtensorMap& 
 __device__ inline void fence_for_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // A store is a committed group of its own.
 __device__ inline void store_box(const CUtensorMap& map, int column, int row, std::uint32_t from) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n"
-               "cp.async.bulk.commit_group;" ::"l"(&map),
-               "r"(column), "r"(row), "r"(from)
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n"
+      "cp.async.bulk.commit_group;" ::"l"(&map),
+      "r"(column), "r"(row), "r"(from)
+      : "memory");
 }
 // Waits until at most kPending of this thread's stores still read shared memory.
 template <int kPending>

@@ -13,8 +13,8 @@ namespace squareq::cuda::hopper {
 template <int N>
 using Sums = std::uint32_t[N / 2];
 
-constexpr std::uint32_t kRowBytes = 128;               // of an operand in shared memory
-constexpr std::uint32_t kAtomBytes = 8 * kRowBytes;    // the swizzle repeats after eight rows
+constexpr std::uint32_t kRowBytes = 128;             // of an operand in shared memory
+constexpr std::uint32_t kAtomBytes = 8 * kRowBytes;  // the swizzle repeats after eight rows
 constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
 
 // Operand whose rows are rows of the matrix: [rows, 128 bytes of K]. Steps along K move the address within the row.
@@ -68,15 +68,17 @@ template <int N>
 __device__ void multiply_s8(Sums<N>& d, std::uint64_t a, std::uint64_t b, bool add) {
   static_assert(N == 192 || N == 256);
   if constexpr (N == 192) {
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %98, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n192k32.s32.s8.s8 {" SQUAREQ_NAMES_96 "}, %96, %97, p; }"
-                 : SQUAREQ_REGISTERS_96(d)
-                 : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %98, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n192k32.s32.s8.s8 {" SQUAREQ_NAMES_96 "}, %96, %97, p; }"
+        : SQUAREQ_REGISTERS_96(d)
+        : "l"(a), "l"(b), "r"(static_cast<int>(add)));
   } else {
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %130, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" SQUAREQ_NAMES_128 "}, %128, %129, p; }"
-                 : SQUAREQ_REGISTERS_128(d)
-                 : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %130, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8 {" SQUAREQ_NAMES_128 "}, %128, %129, p; }"
+        : SQUAREQ_REGISTERS_128(d)
+        : "l"(a), "l"(b), "r"(static_cast<int>(add)));
   }
 }
 
@@ -85,17 +87,17 @@ template <int N, bool kMnMajor>
 __device__ void multiply_bf16(Sums<N>& d, std::uint64_t a, std::uint64_t b, bool add) {
   static_assert(N == 192 || N == 256);
   if constexpr (N == 192) {
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %98, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {" SQUAREQ_NAMES_96
-                 "}, %96, %97, p, 1, 1, 0, %99; }"
-                 : SQUAREQ_REGISTERS_96(d)
-                 : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(static_cast<int>(kMnMajor)));
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %98, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {" SQUAREQ_NAMES_96 "}, %96, %97, p, 1, 1, 0, %99; }"
+        : SQUAREQ_REGISTERS_96(d)
+        : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(static_cast<int>(kMnMajor)));
   } else {
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %130, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" SQUAREQ_NAMES_128
-                 "}, %128, %129, p, 1, 1, 0, %131; }"
-                 : SQUAREQ_REGISTERS_128(d)
-                 : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(static_cast<int>(kMnMajor)));
+    asm volatile(
+        "{ .reg .pred p; setp.ne.b32 p, %130, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" SQUAREQ_NAMES_128 "}, %128, %129, p, 1, 1, 0, %131; }"
+        : SQUAREQ_REGISTERS_128(d)
+        : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(static_cast<int>(kMnMajor)));
   }
 }
 
