@@ -5,10 +5,12 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <utility>
 #include <vector>
 
 #include "kernels/base/carver.h"
+#include "kernels/cuda/fused_gemm.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/device.h"
 #include "kernels/cuda/profile.h"
@@ -18,7 +20,8 @@ namespace squareq::cuda {
 
 class CudaOps : public Ops {
  public:
-  CudaOps(cudaStream_t stream, const DeviceOptions& options) : stream_(stream), options_(options), gemm_(stream) {}
+  CudaOps(cudaStream_t stream, const DeviceOptions& options)
+      : stream_(stream), options_(options), gemm_(stream), tensor_cores_(tensor_cores_of_current_device()) {}
 
   DType activation_type() const override { return DType::BF16; }
   std::size_t scratch_need(const std::function<void()>& calls) override;
@@ -103,6 +106,10 @@ class CudaOps : public Ops {
   void product(ConstView x, GemmMatrix w, Transpose transpose, float alpha, float beta, View y, View workspace,
                const void* bias = nullptr);
   void add_outer(ConstView left, ConstView right, float alpha, View out, View workspace);
+  bool computes_in_int8(const Weight& weight, ConstView rows, std::initializer_list<ConstView> outputs) const;
+  struct AdapterPanels;
+  void linear_w8a8(const LinearForward& p);
+  void linear_backward_w8a8(const LinearBackward& p);
   void few_rows_linear(const LinearForward& p);
   void few_rows_linear_backward(const LinearBackward& p);
 
@@ -110,6 +117,7 @@ class CudaOps : public Ops {
   DeviceOptions options_;
   GemmPlans gemm_;
   Profile* profile_ = nullptr;
+  TensorCores tensor_cores_;
   View scratch_;
   bool rehearsing_ = false;
   std::size_t peak_ = 0;

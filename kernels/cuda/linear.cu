@@ -131,6 +131,7 @@ void CudaOps::linear(const LinearForward& p) {
   check_shapes(p.x, p.weight.in(), p.weight, p.lora);
   const bool output = p.y || p.act || p.sum;
   if (few_float_rows({p.x, p.y, p.u}) && !p.act && !p.sum) return few_rows_linear(p);
+  if (output && computes_in_int8(p.weight, p.x, {p.y, p.act, p.residual, p.sum})) return linear_w8a8(p);
 
   Scratch scratch(*this);
   const View workspace = scratch.take(DType::U8, 1, 1, GemmPlans::kWorkspace);
@@ -196,6 +197,7 @@ void CudaOps::linear_backward(const LinearBackward& p) {
   for (const LoraBranch& branch : p.lora) trained |= branch.trained();
   if (!p.dx && !trained) return;
   if (few_float_rows({p.dy, p.dx, p.x, p.u})) return few_rows_linear_backward(p);
+  if (p.dx && computes_in_int8(p.weight, p.dy, {p.dx})) return linear_backward_w8a8(p);
 
   Scratch scratch(*this);
   const View workspace = scratch.take(DType::U8, 1, 1, GemmPlans::kWorkspace);
