@@ -18,7 +18,7 @@ struct Adapter {
 
 struct Case {
   std::int64_t batch = 2, rows = 37, in = 48, out = 80;
-  std::vector<Adapter> adapters = {{8, 0, 80, 0.5F}, {5, 26, 40, -0.25F}, {1, 78, 2, 1.0F}};
+  std::vector<Adapter> adapters = {{8, 0, 80, 0.5F}, {5, 26, 40, -0.25F}, {3, 60, 20, 1.0F}};
   bool bias = true, gelu = false, gate = false, u_wanted = true;
   Accumulate accumulate = Accumulate::kNo;
   std::int64_t pad = 0;
