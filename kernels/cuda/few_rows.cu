@@ -83,10 +83,10 @@ __global__ void few_rows_kernel(Flat x, Stored<W> w, int in, int out, int count,
     if (r >= count) break;
     float sum = sums[r];
     for (int k = 1; kShared && k < kWarps; ++k) sum += shared[k][r];
-    float result[1] = {0.0F};
-    if (w.bias) w.bias.load(0, 0, o, result);
-    if (accumulate) result[0] += y(r)[o];
-    y(r)[o] = result[0] + sum * scale;
+    float result = sum * scale;
+    if (w.bias) result += w.bias.value(0, 0, o);
+    if (accumulate) result += y(r)[o];
+    y(r)[o] = result;
   }
 }
 
