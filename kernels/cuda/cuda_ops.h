@@ -12,8 +12,9 @@
 #include "kernels/base/carver.h"
 #include "kernels/cuda/fused_gemm.h"
 #include "kernels/cuda/gemm.h"
-#include "kernels/device.h"
+#include "kernels/cuda/lora_products.h"
 #include "kernels/cuda/profile.h"
+#include "kernels/device.h"
 #include "kernels/ops.h"
 
 namespace squareq::cuda {
@@ -103,9 +104,10 @@ class CudaOps : public Ops {
   // Parts of linear.
   ConstView as_bf16(Scratch& scratch, ConstView x, std::vector<std::pair<ConstView, View>>& conversions);
   void expand_weight(const Weight& weight, View out);
-  void product(ConstView x, GemmMatrix w, Transpose transpose, float alpha, float beta, View y, View workspace,
+  void convert_all(const std::vector<std::pair<ConstView, View>>& conversions);
+  StackedAdapters take_stacked(Scratch& scratch, std::span<const LoraBranch> lora, const Weight& weight);
+  void product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, View workspace,
                const void* bias = nullptr);
-  void add_outer(ConstView left, ConstView right, float alpha, View out, View workspace);
   bool computes_in_int8(const Weight& weight, ConstView rows, std::initializer_list<ConstView> outputs) const;
   struct AdapterPanels;
   void linear_w8a8(const LinearForward& p);
