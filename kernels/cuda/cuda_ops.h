@@ -14,6 +14,7 @@
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/lora_products.h"
 #include "kernels/cuda/profile.h"
+#include "kernels/cuda/quantise.h"
 #include "kernels/device.h"
 #include "kernels/ops.h"
 
@@ -106,10 +107,21 @@ class CudaOps : public Ops {
   void expand_weight(const Weight& weight, View out);
   void convert_all(const std::vector<std::pair<ConstView, View>>& conversions);
   StackedAdapters take_stacked(Scratch& scratch, std::span<const LoraBranch> lora, const Weight& weight);
+  // What the backward pass of a linear needs for its adapters, in scratch.
+  struct AdapterScratch {
+    StackedAdapters stacked;
+    View du;         // [B, T, adapter_columns]
+    ConstView x, u;  // in bfloat16; these and the pieces of gradients only if a branch is trained
+    View da, db;
+  };
+  AdapterScratch take_adapters(Scratch& scratch, const LinearBackward& p, bool trained,
+                               std::vector<std::pair<ConstView, View>>& conversions);
+  void adapter_gradients(const LinearBackward& p, const ConstView& dy, const AdapterScratch& adapters);
   void product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, View workspace,
                const void* bias = nullptr);
   bool computes_in_int8(const Weight& weight, ConstView rows, std::initializer_list<ConstView> outputs) const;
-  struct AdapterPanels;
+  static QuantisedRows take_quantised(Scratch& scratch, const ConstView& x);
+  void quantise(const ConstView& x, const ConstView& factors, const QuantisedRows& to);
   void linear_w8a8(const LinearForward& p);
   void linear_backward_w8a8(const LinearBackward& p);
   void few_rows_linear(const LinearForward& p);

@@ -186,6 +186,33 @@ void CudaOps::linear(const LinearForward& p) {
   }
 }
 
+CudaOps::AdapterScratch CudaOps::take_adapters(Scratch& scratch, const LinearBackward& p, bool trained,
+                                               std::vector<std::pair<ConstView, View>>& conversions) {
+  const std::int64_t ranks = adapter_columns(p.lora);
+  AdapterScratch adapters;
+  if (trained) {
+    adapters.x = as_bf16(scratch, p.x, conversions);
+    adapters.u = as_bf16(scratch, p.u, conversions);
+    adapters.da = scratch.take(DType::F32, outer_pieces(p.x), ranks, p.x.cols);
+    adapters.db = scratch.take(DType::F32, outer_pieces(p.dy), ranks, p.dy.cols);
+  }
+  adapters.stacked = take_stacked(scratch, p.lora, p.weight);
+  adapters.du = scratch.take(DType::BF16, p.dy.batch, p.dy.rows, ranks);
+  return adapters;
+}
+
+// Stacks the adapters, computes du and adds to the gradients of those that are trained.
+void CudaOps::adapter_gradients(const LinearBackward& p, const ConstView& dy, const AdapterScratch& adapters) {
+  const ProfileSpan span =
+      timed(KernelFamily::kAdapter, adapters.da ? 2 * traffic({dy}) + traffic({adapters.x}) : traffic({dy}));
+  stack_adapters(p.lora, adapters.stacked, stream_);
+  project_down(dy, adapters.stacked.b, adapters.du, stream_);
+  if (!adapters.da) return;
+  sum_outer(adapters.du, adapters.x, adapters.da, stream_);
+  sum_outer(adapters.u, dy, adapters.db, stream_);
+  add_adapter_gradients(p.lora, adapters.da, adapters.db, stream_);
+}
+
 void CudaOps::linear_backward(const LinearBackward& p) {
   check_shapes(p.dy, p.weight.out(), p.weight, p.lora);
   bool trained = false;
@@ -196,19 +223,10 @@ void CudaOps::linear_backward(const LinearBackward& p) {
 
   Scratch scratch(*this);
   const bool adapted = !p.lora.empty();
-  const std::int64_t ranks = adapter_columns(p.lora);
   const View workspace = scratch.take(DType::U8, 1, 1, GemmPlans::kWorkspace);
   std::vector<std::pair<ConstView, View>> conversions;
   const ConstView dy = as_bf16(scratch, p.dy, conversions);
-  const ConstView x = trained ? as_bf16(scratch, p.x, conversions) : ConstView{};
-  const ConstView u = trained ? as_bf16(scratch, p.u, conversions) : ConstView{};
-  const StackedAdapters stacked = take_stacked(scratch, p.lora, p.weight);
-  const View du = scratch.take(DType::BF16, dy.batch, dy.rows, ranks);
-  View da, db;
-  if (trained) {
-    da = scratch.take(DType::F32, outer_pieces(x), ranks, x.cols);
-    db = scratch.take(DType::F32, outer_pieces(dy), ranks, dy.cols);
-  }
+  const AdapterScratch adapters = take_adapters(scratch, p, trained, conversions);
   ConstView weight = p.weight.values;
   View expanded;
   if (p.dx && weight.dtype != DType::BF16) {
@@ -220,16 +238,9 @@ void CudaOps::linear_backward(const LinearBackward& p) {
   convert_all(conversions);
   float beta = p.accumulate == Accumulate::kYes ? 1.0F : 0.0F;
   if (adapted) {
-    const double read = trained ? 2 * traffic({dy}) + traffic({x}) : traffic({dy});
-    const ProfileSpan span = timed(KernelFamily::kAdapter, read + (p.dx ? traffic({p.dx}) : 0.0));
-    stack_adapters(p.lora, stacked, stream_);
-    project_down(dy, stacked.b, du, stream_);
-    if (trained) {
-      sum_outer(du, x, da, stream_);
-      sum_outer(u, dy, db, stream_);
-      add_adapter_gradients(p.lora, da, db, stream_);
-    }
-    if (p.dx) product(du, shared_matrix(stacked.a), Transpose::kNo, beta, p.dx, workspace);
+    adapter_gradients(p, dy, adapters);
+    const ProfileSpan span = timed(KernelFamily::kAdapter, p.dx ? traffic({p.dx}) : 0.0);
+    if (p.dx) product(adapters.du, shared_matrix(adapters.stacked.a), Transpose::kNo, beta, p.dx, workspace);
     beta = 1.0F;
   }
   if (!p.dx) return;

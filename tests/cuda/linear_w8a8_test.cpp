@@ -166,11 +166,15 @@ void run(const Case& c) {
   Layer layer(c);
   std::int64_t ranks = 0;
   for (const Adapter& adapter : c.adapters) ranks += adapter.rank;
+  const std::int64_t columns = adapter_columns(layer.lora);
   const auto twin = [&](std::int64_t cols, std::uint32_t stream) {
     return Twin(c.batch, c.rows, cols, stream, DType::BF16, c.pad);
   };
   Twin x = twin(c.in, 40), y = twin(c.out, 42), act = twin(c.out / 2, 43), residual = twin(c.out, 45);
-  Twin sum = twin(c.out, 46), gate(c.batch, 1, c.out, 44, DType::F32), u(c.batch, c.rows, ranks, 41);
+  Twin sum = twin(c.out, 46), gate(c.batch, 1, c.out, 44, DType::F32), u(c.batch, c.rows, columns, 41);
+  // The padding is zeros on the GPU and not written on the CPU.
+  for (std::int64_t r = 0; r < c.batch * c.rows; ++r)
+    std::fill(u.cpu.f32(0, r) + ranks, u.cpu.f32(0, r) + columns, 0.0F);
   const auto forward = [&](const Weight& weight, std::span<const LoraBranch> lora, View Twin::*at) {
     return LinearForward{.x = x.*at,
                          .weight = weight,
