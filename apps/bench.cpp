@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 
 #include "apps/bench/inference.h"
+#include "apps/bench/operations.h"
 #include "apps/bench/parity.h"
 #include "apps/bench/replay.h"
 #include "apps/bench/speed.h"
@@ -116,11 +117,17 @@ int main(int argc, char** argv) {
         ->capture_default_str();
   }
 
+  OperationsOptions operations;
+  auto* operations_command = app.add_subcommand("operations", "time and rate of the operations of FLUX's blocks");
+  operations_command->add_option("--tokens", operations.tokens)->check(CLI::Range(1, 100000))->capture_default_str();
+  operations_command->add_option("--rank", operations.rank)->check(CLI::Range(1, 1024))->capture_default_str();
+  operations_command->add_option("--repeats", operations.repeats)->check(CLI::Range(1, 1000))->capture_default_str();
+
   return squareq::run_program(app, argc, argv, [&] {
     parity.threads = replay.threads = speed.threads = threads;
-    parity.device = replay.device = speed.device = device;
     parity.compute = replay.compute = speed.compute = compute;
-    speed.json = json;
+    parity.device = replay.device = speed.device = operations.device = device;
+    speed.json = operations.json = json;
     if (*parity_command) return report(run_parity(parity), json);
     if (*replay_command) return report(run_replay(replay), json);
     if (*tokens_command) return run_tokens(tokens_dir, tokens_file, json);
@@ -129,6 +136,7 @@ int main(int argc, char** argv) {
     if (*sampling_command) return run_sampling(speed);
     if (*t5_command) return run_t5(speed);
     if (*vae_command) return run_vae(speed);
+    if (*operations_command) return run_operations(operations);
     return *block_command ? run_block(speed) : run_step(speed);
   });
 }

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "apps/bench/families.h"
 #include "apps/bench/flops.h"
 #include "apps/bench/measure.h"
 #include "engine/lora_targets.h"
@@ -62,19 +63,6 @@ void report_device_step(const Device& device, const FluxEngine& engine, double s
              flop * 1e-12, flop / seconds * 1e-12);
   for (const auto& [purpose, bytes] : engine.memory_plan()) {
     fmt::print("  {:9.1f} MiB  {}\n", static_cast<double>(bytes) / 0x1p20, purpose);
-  }
-}
-
-void print_families(const KernelTimes& times, double seconds) {
-  fmt::print("  {:<14} {:>9} {:>7}   rate\n", "family", "ms", "share");
-  for (std::size_t i = 0; i < times.size(); ++i) {
-    const auto family = static_cast<KernelFamily>(i);
-    const FamilyTime& t = times[i];
-    if (t.seconds <= 0.0) continue;
-    const double rate = t.work / t.seconds * 1e-12;
-    const char* unit = counts_operations(family) ? "TFLOP/s" : "TB/s";
-    fmt::print("  {:<14} {:9.3f} {:6.1f}%   {}\n", name_of(family), t.seconds * 1e3, t.seconds / seconds * 100.0,
-               t.work > 0.0 ? fmt::format("{:.2f} {}", rate, unit) : "");
   }
 }
 
@@ -161,7 +149,7 @@ int run_step(const SpeedOptions& options) {
   const double rate = flops.total() / seconds * 1e-9;
   if (!device->reads_host_memory()) {
     report_device_step(*device, engine, seconds, flops.total(), options.json);
-    if (!options.json) print_families(device->profile(one_step), seconds);
+    if (!options.json) print_families(device->profile(one_step));
     return 0;
   }
   const double ceiling = gemm_rate(2048, options.threads, 5);

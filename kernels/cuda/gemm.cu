@@ -136,7 +136,8 @@ void GemmPlans::run(const Gemm& g, View workspace) {
   if (g.batch == 0 || g.m == 0 || g.n == 0) return;
   const Plan& p = plan(g);
   if (g.bias != nullptr) set(p.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
-  check(cublasLtMatmul(handle_, p.operation.get(), &g.alpha, g.b.data, p.b.get(), g.a.data, p.a.get(), &g.beta,
+  const float alpha = 1.0F;
+  check(cublasLtMatmul(handle_, p.operation.get(), &alpha, g.b.data, p.b.get(), g.a.data, p.a.get(), &g.beta,
                        g.c.data, p.c.get(), const_cast<std::byte*>(g.c.data), p.c.get(), &p.algorithm, workspace.data,
                        workspace.bytes(), stream_),
         "cublasLtMatmul");
