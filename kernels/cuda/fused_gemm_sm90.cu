@@ -97,6 +97,8 @@ void launch(const FusedGemm& g, cudaStream_t stream) {
                             .b_scale = reinterpret_cast<const float*>(g.b_scale.data),
                             .gate = reinterpret_cast<const float*>(g.gate.data),
                             .bias = g.bias.data,
+                            .act_data = reinterpret_cast<std::uint16_t*>(g.act.data),
+                            .act_stride = g.act.row_stride,
                             .bias_type = g.bias.dtype,
                             .has_y = static_cast<bool>(y),
                             .has_act = static_cast<bool>(g.act),
