@@ -1,6 +1,7 @@
 // squareq-bench: is it right, and how fast is it?
 #include <CLI/CLI.hpp>
 
+#include "apps/bench/gemm.h"
 #include "apps/bench/inference.h"
 #include "apps/bench/operations.h"
 #include "apps/bench/parity.h"
@@ -84,8 +85,9 @@ int main(int argc, char** argv) {
 
   SpeedOptions speed;
   std::int64_t size = 2048;
-  auto* gemm_command = app.add_subcommand("gemm", "rate of OpenBLAS alone");
-  gemm_command->add_option("--size", size, "of the square matrices")
+  auto* gemm_command =
+      app.add_subcommand("gemm", "rates of matrix products: of OpenBLAS, or of linear layers on a GPU");
+  gemm_command->add_option("--size", size, "of the square matrices, on the CPU")
       ->check(CLI::Range(1, 20000))
       ->capture_default_str();
   auto* block_command = app.add_subcommand("block", "time of every kind of stage");

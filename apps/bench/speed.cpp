@@ -80,16 +80,6 @@ double gemm_rate(std::int64_t n, int threads, int repeats) {
   return 2.0 * static_cast<double>(n * n * n) / seconds * 1e-9;
 }
 
-int run_gemm(std::int64_t n, const SpeedOptions& options) {
-  const double rate = gemm_rate(n, options.threads, options.repeats);
-  if (options.json) {
-    fmt::print("{}\n", nlohmann::json{{"n", n}, {"gflops", rate}}.dump());
-  } else {
-    fmt::print("OpenBLAS sgemm {0} x {0} x {0}: {1:.1f} GFLOP/s (median of {2})\n", n, rate, options.repeats);
-  }
-  return 0;
-}
-
 int run_block(const SpeedOptions& options) {
   const Slab slab(options.slab);
   const std::unique_ptr<Device> device = open_device(options.device, options.threads, options.compute);
