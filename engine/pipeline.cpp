@@ -177,9 +177,11 @@ std::string ensure_slab(const SlabRequest& request) {
 }
 
 std::unique_ptr<Device> open_device(TrainConfig::Device device, std::int64_t threads, const DeviceOptions& options) {
-  if (device == TrainConfig::Device::kCuda) return make_cuda_device(options);
-  if (device == TrainConfig::Device::kAuto && cuda_device_present()) return make_cuda_device(options);
-  return make_cpu_device(static_cast<int>(threads));
+  using Where = TrainConfig::Device;
+  const bool cuda = device == Where::kCuda || (device == Where::kAuto && cuda_device_present());
+  std::unique_ptr<Device> opened = cuda ? make_cuda_device(options) : make_cpu_device(static_cast<int>(threads));
+  if (!opened->choices().empty()) spdlog::info("{}: {}", opened->name(), opened->choices());
+  return opened;
 }
 
 std::unique_ptr<Device> open_device(const std::string& name, std::int64_t threads, const DeviceOptions& options) {

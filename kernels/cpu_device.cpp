@@ -12,6 +12,7 @@ class CpuDevice : public Device {
   explicit CpuDevice(int threads) : ops_(make_cpu_ops(threads)) {}
 
   std::string name() const override { return "cpu"; }
+  std::string choices() const override { return ""; }
   bool reads_host_memory() const override { return true; }
   Ops& ops() override { return *ops_; }
 

@@ -20,6 +20,8 @@ class Device {
  public:
   virtual ~Device() = default;
   virtual std::string name() const = 0;
+  // How it computes where there was a choice, for people to read; may be empty.
+  virtual std::string choices() const = 0;
   // Can operations read host memory where it is? If not, weights have to be uploaded.
   virtual bool reads_host_memory() const = 0;
   virtual Ops& ops() = 0;

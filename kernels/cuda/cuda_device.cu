@@ -21,15 +21,39 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
+cudaDeviceProp device_properties() {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+  return properties;
+}
+
+// Null for our own kernels. `chosen` says what it is and why.
+std::unique_ptr<CudnnAttention> choose_attention(const DeviceOptions& options, int compute_capability_major,
+                                                 cudaStream_t stream, std::string& chosen) {
+  using Kernels = DeviceOptions::Kernels;
+  chosen = "portable";
+  if (options.attention == Kernels::kPortable) return nullptr;
+  // Measured to be faster on Hopper only.
+  if (options.attention == Kernels::kAuto && compute_capability_major != 9) return nullptr;
+  try {
+    auto cudnn = open_cudnn_attention(stream, options.deterministic);
+    chosen = "cuDNN " + cudnn->version() + (options.deterministic ? "" : ", backward not deterministic");
+    return cudnn;
+  } catch (const ConfigError& e) {
+    if (options.attention == Kernels::kCudnn) throw;
+    chosen += " (cuDNN would be faster, but: " + e.problem().found + ")";
+    return nullptr;
+  }
+}
+
 class CudaDevice : public Device {
  public:
-  explicit CudaDevice(const DeviceOptions& options) : ops_(stream_.get(), options) {
-    cudaDeviceProp properties{};
-    check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
-    name_ = properties.name;
-  }
+  explicit CudaDevice(const DeviceOptions& options)
+      : properties_(device_properties()),
+        ops_(stream_.get(), choose_attention(options, properties_.major, stream_.get(), attention_)) {}
 
-  std::string name() const override { return name_; }
+  std::string name() const override { return properties_.name; }
+  std::string choices() const override { return "attention: " + attention_; }
   bool reads_host_memory() const override { return false; }
   Ops& ops() override { return ops_; }
 
@@ -62,9 +86,10 @@ class CudaDevice : public Device {
     synchronize();
   }
 
+  cudaDeviceProp properties_;
   Stream stream_;
+  std::string attention_;
   CudaOps ops_;
-  std::string name_;
 };
 
 }  // namespace

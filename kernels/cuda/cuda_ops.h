@@ -5,12 +5,13 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "kernels/base/carver.h"
+#include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/gemm.h"
-#include "kernels/device.h"
 #include "kernels/cuda/profile.h"
 #include "kernels/ops.h"
 
@@ -18,7 +19,9 @@ namespace squareq::cuda {
 
 class CudaOps : public Ops {
  public:
-  CudaOps(cudaStream_t stream, const DeviceOptions& options) : stream_(stream), options_(options), gemm_(stream) {}
+  // `cudnn`, which may be null, computes the attention that it has plans for.
+  CudaOps(cudaStream_t stream, std::unique_ptr<CudnnAttention> cudnn)
+      : stream_(stream), gemm_(stream), cudnn_(std::move(cudnn)) {}
 
   DType activation_type() const override { return DType::BF16; }
   std::size_t scratch_need(const std::function<void()>& calls) override;
@@ -97,6 +100,20 @@ class CudaOps : public Ops {
   }
 
   void convert(ConstView x, View y, Accumulate accumulate);  // copy, of no family of its own
+
+  // Leaves attention or its backward, of `products` matrix products, to cuDNN; false where it has no plan for the call.
+  template <class Call>
+  bool run_cudnn(const Call& p, int products) {
+    const CudnnPlan* plan = cudnn_ ? cudnn_->plan(p) : nullptr;
+    if (plan == nullptr) return false;
+    Scratch scratch(*this);
+    const View workspace = scratch.take(DType::U8, 1, 1, plan->workspace);
+    if (scratch.rehearsing()) return true;
+    const ProfileSpan span = timed(KernelFamily::kAttention, attention_operations(p.q, products));
+    cudnn_->run(p, workspace);
+    return true;
+  }
+
   // Parts of linear.
   ConstView as_bf16(Scratch& scratch, ConstView x, std::vector<std::pair<ConstView, View>>& conversions);
   void expand_weight(const Weight& weight, View out);
@@ -107,9 +124,9 @@ class CudaOps : public Ops {
   void few_rows_linear_backward(const LinearBackward& p);
 
   cudaStream_t stream_;
-  DeviceOptions options_;
   GemmPlans gemm_;
   Profile* profile_ = nullptr;
+  std::unique_ptr<CudnnAttention> cudnn_;
   View scratch_;
   bool rehearsing_ = false;
   std::size_t peak_ = 0;
