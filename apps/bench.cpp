@@ -1,6 +1,7 @@
 // squareq-bench: is it right, and how fast is it?
 #include <CLI/CLI.hpp>
 
+#include "apps/bench/attention.h"
 #include "apps/bench/inference.h"
 #include "apps/bench/parity.h"
 #include "apps/bench/replay.h"
@@ -110,7 +111,18 @@ int main(int argc, char** argv) {
         ->capture_default_str();
     command->add_flag("--checkpointing", speed.checkpointing, "recompute activations in the backward pass");
   }
-  for (auto* command : {gemm_command, block_command, step_command, sampling_command, t5_command, vae_command}) {
+  AttentionOptions attention;
+  auto* attention_command =
+      app.add_subcommand("attention", "rate and error of every implementation of attention on a GPU");
+  attention_command->add_option("--tokens", attention.tokens, "one or several lengths")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  attention_command->add_option("--heads", attention.heads)->check(CLI::Range(1, 256))->capture_default_str();
+  attention_command->add_option("--features", attention.features, "of a head")
+      ->check(CLI::Range(1, 128))
+      ->capture_default_str();
+  for (auto* command :
+       {gemm_command, block_command, step_command, sampling_command, t5_command, vae_command, attention_command}) {
     command->add_option("--repeats", speed.repeats, "the median counts")
         ->check(CLI::Range(1, 1000))
         ->capture_default_str();
@@ -129,6 +141,12 @@ int main(int argc, char** argv) {
     if (*sampling_command) return run_sampling(speed);
     if (*t5_command) return run_t5(speed);
     if (*vae_command) return run_vae(speed);
+    if (*attention_command) {
+      attention.repeats = speed.repeats;
+      attention.threads = threads;
+      attention.json = json;
+      return run_attention(attention);
+    }
     return *block_command ? run_block(speed) : run_step(speed);
   });
 }
