@@ -32,14 +32,16 @@ const std::array<Implementation, 3>& implementations() {
   return all;
 }
 
-// q, k, v and do, [tokens, heads * features], rounded to bfloat16.
-using Inputs = std::array<std::vector<std::byte>, kInputs>;
+// q, k, v and do, [tokens, heads * features]: numbers that bfloat16 can hold.
+using Inputs = std::array<std::vector<float>, kInputs>;
 
 Inputs random_inputs(std::int64_t count) {
   Inputs inputs;
   for (std::size_t i = 0; i < kInputs; ++i) {
-    inputs[i].resize(static_cast<std::size_t>(count) * size_of(DType::BF16));
-    from_f32(random_floats(count, static_cast<std::uint32_t>(i)).data(), DType::BF16, inputs[i].data(), count);
+    inputs[i] = random_floats(count, static_cast<std::uint32_t>(i));
+    std::vector<std::byte> rounded(inputs[i].size() * size_of(DType::BF16));
+    from_f32(inputs[i].data(), DType::BF16, rounded.data(), count);
+    to_f32(rounded.data(), DType::BF16, inputs[i].data(), count);
   }
   return inputs;
 }
@@ -50,7 +52,7 @@ class Problem {
   Problem(Device& device, std::int64_t tokens, std::int64_t heads, std::int64_t features, DType dtype)
       : device_(device), heads_(heads), scale_(1.0F / std::sqrt(static_cast<float>(features))) {
     const std::int64_t cols = heads * features;
-    const View all = allocate(dtype, tokens, kNames * cols);
+    const View all = allocate(dtype, tokens, std::int64_t{kNames} * cols);
     for (std::size_t i = 0; i < kNames; ++i) tensors_[i] = all.col_slice(static_cast<std::int64_t>(i) * cols, cols);
     log_sum_exp_ = allocate(DType::F32, heads, tokens);
     const std::size_t need = device.ops().scratch_need([&] {
@@ -91,10 +93,10 @@ class Problem {
                                       .dv = tensors_[kDv]});
   }
 
-  // The first columns of the inputs, as many as a head of this problem has.
+  // Their first columns, as many as this problem has.
   void set_inputs(const Inputs& inputs, std::int64_t input_cols) {
     const View& q = tensors_[kQ];
-    const View packed = allocate(DType::BF16, q.rows, input_cols);
+    const View packed = allocate(DType::F32, q.rows, input_cols);
     for (std::size_t i = 0; i < kInputs; ++i) {
       device_.upload(inputs[i].data(), packed);
       device_.ops().copy(packed.col_slice(0, q.cols), tensors_[i], Accumulate::kNo);
@@ -169,7 +171,7 @@ nlohmann::json measure(Device& device, const AttentionOptions& o, std::int64_t t
   const double forward = rate(device, o.repeats, [&] { problem.forward(); });
   const double backward = rate(device, o.repeats, [&] { problem.backward(); });
   nlohmann::json result{{"tokens", tokens}, {"forward_tflops", forward}, {"backward_tflops", backward}};
-  const Results found = results_of(problem, expected[0].size() / static_cast<std::size_t>(tokens));
+  const Results found = results_of(problem, static_cast<std::int64_t>(expected[0].size()) / tokens);
   for (std::size_t i = 0; i < kResults.size(); ++i) {
     result["errors"][kNameTexts[kResults[i]]] = distance(found[i], expected[i]);
   }
