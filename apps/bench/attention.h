@@ -18,7 +18,8 @@ struct AttentionOptions {
 
 // Forward and backward on random bfloat16 numbers, as slices of wider rows: TFLOP/s, counting 4 and 10 operations for
 // each pair of tokens and each column; relative L2 errors of the first two heads against the CPU in float32; and
-// whether the backward gave the same bits every time. Throws ConfigError where there is no CUDA device.
+// whether the backward gave the same bits every time. 1 if an error is too large or what is said to be deterministic is
+// not, else 0. Throws ConfigError where there is no CUDA device.
 int run_attention(const AttentionOptions& options);
 
 }  // namespace squareq::bench

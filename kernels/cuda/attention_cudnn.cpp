@@ -3,6 +3,7 @@
 #include <cudnn_frontend.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdlib>
 #include <map>
@@ -102,6 +103,13 @@ std::vector<std::int64_t> strides(const ConstView& v, std::int64_t heads) {
   return {v.batch_stride, v.cols / heads, v.row_stride, 1};
 }
 
+// Samples [first, first + n).
+AttentionBackward slice(AttentionBackward p, std::int64_t first, std::int64_t n) {
+  for (ConstView* v : {&p.d_o, &p.q, &p.k, &p.v, &p.o, &p.log_sum_exp}) *v = v->batch_slice(first, n);
+  for (View* v : {&p.dq, &p.dk, &p.dv}) *v = v->batch_slice(first, n);
+  return p;
+}
+
 struct Plan : CudnnPlan {
   std::unique_ptr<Graph> graph;  // null where cuDNN has no engine
 };
@@ -169,12 +177,28 @@ class LoadedCudnnAttention : public CudnnAttention {
   }
 
   const CudnnPlan* plan(const Attention& p) override { return find(p); }
-  const CudnnPlan* plan(const AttentionBackward& p) override { return find(p); }
+  const CudnnPlan* plan(const AttentionBackward& p) override {
+    return is_plain(p) ? find(slice(p, 0, samples_at_a_time(p))) : nullptr;
+  }
   void run(const Attention& p, View workspace) override { execute(p, workspace); }
-  void run(const AttentionBackward& p, View workspace) override { execute(p, workspace); }
+  void run(const AttentionBackward& p, View workspace) override {
+    const std::int64_t samples = samples_at_a_time(p);
+    for (std::int64_t first = 0; first < p.q.batch; first += samples) execute(slice(p, first, samples), workspace);
+  }
 
  private:
   using Key = std::vector<std::int64_t>;  // all that a plan depends on
+
+  // On Hopper, the deterministic backward writes the gradient of the scores of all heads, in bfloat16, to its
+  // workspace. The largest share of the batch whose scores are no more than kScores, and at least one sample.
+  std::int64_t samples_at_a_time(const AttentionBackward& p) const {
+    constexpr std::int64_t kScores = std::int64_t{1} << 30;  // bytes
+    if (!deterministic_) return p.q.batch;
+    const std::int64_t each = p.heads * p.q.rows * p.q.rows * 2;
+    std::int64_t samples = std::clamp<std::int64_t>(kScores / each, 1, p.q.batch);
+    while (p.q.batch % samples != 0) --samples;
+    return samples;
+  }
 
   template <class Call>
   const Plan* find(const Call& p) {

@@ -38,7 +38,8 @@ struct Problem {
         dq(make(6)),
         dk(make(7)),
         dv(make(8)),
-        bias(shape.heads, shape.length, shape.length, 9, DType::F32, shape.pad),
+        bias(shape.bias ? shape.heads : 1, shape.bias ? shape.length : 1, shape.bias ? shape.length : 1, 9, DType::F32,
+             shape.pad),
         log_sum_exp(shape.batch, shape.heads, shape.length, 10, DType::F32, shape.pad) {}
 
   Twin make(std::uint32_t stream) const {
@@ -244,6 +245,29 @@ TEST_CASE("cuDNN is what the option says: its results are not those of our own k
   }
   CHECK(results[0] != results[2]);
   CHECK(results[1] != results[3]);
+}
+
+TEST_CASE("the backward of a large batch by cuDNN is that of its samples, in bounded memory") {
+  Device* device = cudnn(true);
+  if (!device) return;
+  const Problem p({.batch = 2, .length = 16384, .heads = 2, .features = 16});
+  const AttentionBackward whole = p.backward(&Twin::cuda);
+  CHECK(device->ops().scratch_need([&] { device->ops().attention_backward(whole); }) < std::size_t{3} << 29U);
+  on_device(*device, [&](Ops& ops) {
+    ops.attention(p.forward(&Twin::cuda));
+    ops.attention_backward(whole);
+  });
+  const auto first = bytes(p.dq.cuda);
+  AttentionBackward second = whole;
+  for (ConstView* v : {&second.d_o, &second.q, &second.k, &second.v, &second.o, &second.log_sum_exp}) {
+    *v = v->batch_slice(1, 1);
+  }
+  for (View* v : {&second.dq, &second.dk, &second.dv}) *v = v->batch_slice(1, 1);
+  on_device(*device, [&](Ops& ops) {
+    ops.fill(second.dq, 0.0F);
+    ops.attention_backward(second);
+  });
+  CHECK(bytes(p.dq.cuda) == first);
 }
 
 TEST_CASE("large scores neither overflow on the GPU nor lose the row sum") {
