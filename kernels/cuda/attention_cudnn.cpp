@@ -169,7 +169,8 @@ class Description {
 
 class LoadedCudnnAttention : public CudnnAttention {
  public:
-  LoadedCudnnAttention(cudaStream_t stream, bool deterministic) : handle_(stream), deterministic_(deterministic) {}
+  LoadedCudnnAttention(cudaStream_t stream, const CudnnAttentionOptions& options)
+      : handle_(stream), options_(options) {}
 
   std::string version() const override {
     const std::size_t v = fe::detail::get_backend_version();
@@ -178,7 +179,7 @@ class LoadedCudnnAttention : public CudnnAttention {
 
   const CudnnPlan* plan(const Attention& p) override { return find(p); }
   const CudnnPlan* plan(const AttentionBackward& p) override {
-    return is_plain(p) ? find(slice(p, 0, samples_at_a_time(p))) : nullptr;
+    return p.q.count() > 0 ? find(slice(p, 0, samples_at_a_time(p))) : nullptr;
   }
   void run(const Attention& p, View workspace) override { execute(p, workspace); }
   void run(const AttentionBackward& p, View workspace) override {
@@ -193,7 +194,7 @@ class LoadedCudnnAttention : public CudnnAttention {
   // workspace. The largest share of the batch whose scores are no more than kScores, and at least one sample.
   std::int64_t samples_at_a_time(const AttentionBackward& p) const {
     constexpr std::int64_t kScores = std::int64_t{1} << 30;  // bytes
-    if (!deterministic_) return p.q.batch;
+    if (!options_.deterministic) return p.q.batch;
     const std::int64_t each = p.heads * p.q.rows * p.q.rows * 2;
     std::int64_t samples = std::clamp<std::int64_t>(kScores / each, 1, p.q.batch);
     while (p.q.batch % samples != 0) --samples;
@@ -202,7 +203,7 @@ class LoadedCudnnAttention : public CudnnAttention {
 
   template <class Call>
   const Plan* find(const Call& p) {
-    if (!is_plain(p)) return nullptr;
+    if (p.q.rows < options_.shortest || !is_plain(p)) return nullptr;
     Key key{p.q.batch, p.q.rows, p.q.cols, p.heads, std::bit_cast<std::int32_t>(p.scale), p.log_sum_exp.count()};
     for (const auto& [name, view] : operands(p)) key.insert(key.end(), {view.batch_stride, view.row_stride});
     auto found = plans_.find(key);
@@ -217,7 +218,7 @@ class LoadedCudnnAttention : public CudnnAttention {
   }
   Plan build(const AttentionBackward& p) {
     Description description(p.heads);
-    description.describe(p, deterministic_);
+    description.describe(p, options_.deterministic);
     return description.build(handle_.get());
   }
 
@@ -231,18 +232,18 @@ class LoadedCudnnAttention : public CudnnAttention {
   }
 
   Handle handle_;
-  bool deterministic_;
+  CudnnAttentionOptions options_;
   std::map<Key, Plan> plans_;
 };
 
 }  // namespace
 
-std::unique_ptr<CudnnAttention> open_cudnn_attention(cudaStream_t stream, bool deterministic) {
+std::unique_ptr<CudnnAttention> open_cudnn_attention(cudaStream_t stream, const CudnnAttentionOptions& options) {
   load_cudnn();
   try {
     int device = 0;
     static_cast<void>(fe::detail::cuda_get_device(&device));  // is there a CUDA runtime for the frontend?
-    auto opened = std::make_unique<LoadedCudnnAttention>(stream, deterministic);
+    auto opened = std::make_unique<LoadedCudnnAttention>(stream, options);
     if (fe::detail::get_backend_version() < kOldest) throw unusable("cuDNN " + opened->version());
     return opened;
   } catch (const Error&) {

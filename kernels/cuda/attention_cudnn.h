@@ -36,8 +36,12 @@ class CudnnAttention {
   virtual void run(const AttentionBackward& p, View workspace) = 0;
 };
 
-// `deterministic`: the backward gives the same bits every time, the forward does always. Throws ConfigError saying what
-// is missing where this build or this machine has no cuDNN.
-std::unique_ptr<CudnnAttention> open_cudnn_attention(cudaStream_t stream, bool deterministic);
+struct CudnnAttentionOptions {
+  bool deterministic = true;  // the backward gives the same bits every time, the forward does always
+  std::int64_t shortest = 1;  // calls on fewer rows have no plan
+};
+
+// Throws ConfigError saying what is missing where this build or this machine has no cuDNN.
+std::unique_ptr<CudnnAttention> open_cudnn_attention(cudaStream_t stream, const CudnnAttentionOptions& options);
 
 }  // namespace squareq::cuda

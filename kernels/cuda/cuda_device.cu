@@ -31,12 +31,14 @@ cudaDeviceProp device_properties() {
 std::unique_ptr<CudnnAttention> choose_attention(const DeviceOptions& options, int compute_capability_major,
                                                  cudaStream_t stream, std::string& chosen) {
   using Kernels = DeviceOptions::Kernels;
+  constexpr std::int64_t kShortest = 512;  // shorter calls are over before they are worth the building of a plan
   chosen = "portable";
   if (options.attention == Kernels::kPortable) return nullptr;
   // Measured to be faster on Hopper only.
   if (options.attention == Kernels::kAuto && compute_capability_major != 9) return nullptr;
   try {
-    auto cudnn = open_cudnn_attention(stream, options.deterministic);
+    auto cudnn = open_cudnn_attention(stream, {.deterministic = options.deterministic,
+                                               .shortest = options.attention == Kernels::kAuto ? kShortest : 1});
     chosen = "cuDNN " + cudnn->version() + (options.deterministic ? "" : ", backward not deterministic");
     return cudnn;
   } catch (const ConfigError& e) {

@@ -4,7 +4,7 @@
 
 namespace squareq::cuda {
 
-std::unique_ptr<CudnnAttention> open_cudnn_attention(cudaStream_t, bool) {
+std::unique_ptr<CudnnAttention> open_cudnn_attention(cudaStream_t, const CudnnAttentionOptions&) {
   throw ConfigError({.where = "attention",
                      .found = "a build without cuDNN",
                      .expected = "the headers of cuDNN 9 and of its frontend where squareq is built",
