@@ -2,7 +2,9 @@
 #include <CLI/CLI.hpp>
 
 #include "apps/bench/attention.h"
+#include "apps/bench/gemm.h"
 #include "apps/bench/inference.h"
+#include "apps/bench/operations.h"
 #include "apps/bench/parity.h"
 #include "apps/bench/replay.h"
 #include "apps/bench/speed.h"
@@ -84,8 +86,9 @@ int main(int argc, char** argv) {
 
   SpeedOptions speed;
   std::int64_t size = 2048;
-  auto* gemm_command = app.add_subcommand("gemm", "rate of OpenBLAS alone");
-  gemm_command->add_option("--size", size, "of the square matrices")
+  auto* gemm_command =
+      app.add_subcommand("gemm", "rates of matrix products: of OpenBLAS, or of linear layers on a GPU");
+  gemm_command->add_option("--size", size, "of the square matrices, on the CPU")
       ->check(CLI::Range(1, 20000))
       ->capture_default_str();
   auto* block_command = app.add_subcommand("block", "time of every kind of stage");
@@ -128,11 +131,17 @@ int main(int argc, char** argv) {
         ->capture_default_str();
   }
 
+  OperationsOptions operations;
+  auto* operations_command = app.add_subcommand("operations", "time and rate of the operations of FLUX's blocks");
+  operations_command->add_option("--tokens", operations.tokens)->check(CLI::Range(1, 100000))->capture_default_str();
+  operations_command->add_option("--rank", operations.rank)->check(CLI::Range(1, 1024))->capture_default_str();
+  operations_command->add_option("--repeats", operations.repeats)->check(CLI::Range(1, 1000))->capture_default_str();
+
   return squareq::run_program(app, argc, argv, [&] {
     parity.threads = replay.threads = speed.threads = threads;
-    parity.device = replay.device = speed.device = device;
     parity.compute = replay.compute = speed.compute = compute;
-    speed.json = json;
+    parity.device = replay.device = speed.device = operations.device = device;
+    speed.json = operations.json = json;
     if (*parity_command) return report(run_parity(parity), json);
     if (*replay_command) return report(run_replay(replay), json);
     if (*tokens_command) return run_tokens(tokens_dir, tokens_file, json);
@@ -147,6 +156,7 @@ int main(int argc, char** argv) {
       attention.json = json;
       return run_attention(attention);
     }
+    if (*operations_command) return run_operations(operations);
     return *block_command ? run_block(speed) : run_step(speed);
   });
 }

@@ -21,6 +21,15 @@ inline void add_device_options(CLI::App& app, std::string& device, DeviceOptions
          "kernels of attention on a GPU: auto, portable or cudnn")
       ->check(CLI::IsMember({"auto", "portable", "cudnn"}))
       ->default_str("auto");
+  app.add_option_function<std::string>(
+         "--precision",
+         [&compute](const std::string& name) {
+           using Precision = DeviceOptions::Precision;
+           compute.precision = name == "w8a8" ? Precision::kW8A8 : Precision::kW8A16;
+         },
+         "products with INT8 weights on a GPU: w8a16 (bfloat16), or w8a8 (activations in INT8 too: faster, less exact)")
+      ->check(CLI::IsMember({"w8a16", "w8a8"}))
+      ->default_str("w8a16");
   app.add_flag("--deterministic,!--no-deterministic", compute.deterministic,
                "the same bits every time on a GPU, the default; without, attention may be faster");
 }

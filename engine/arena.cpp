@@ -17,6 +17,7 @@ Arena::Arena(Device& device, const std::function<void(Carver&)>& layout, const s
   });
   const std::size_t bytes = measure.used() + scratch;
   memory_ = device.allocate(bytes);
+  device.ops().tune(View(memory_.get(), DType::U8, 1, 1, static_cast<std::int64_t>(bytes)));
   Carver carver(memory_.get(), bytes);
   layout(carver);
   scratch_ = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(scratch));

@@ -210,6 +210,13 @@ void add_run_fields(std::vector<ConfigField>& t) {
       "deterministic", [](auto& c) -> auto& { return c.compute.deterministic; },
       "On a GPU: the same seed gives the same bits. False is faster with cuDNN's attention, whose backward pass then "
       "adds numbers up in any order; all else always repeats."));
+  using Precision = DeviceOptions::Precision;
+  t.push_back(choice(
+      "precision", [](auto& c) -> auto& { return c.compute.precision; },
+      std::vector<std::pair<std::string, Precision>>{{"w8a16", Precision::kW8A16}, {"w8a8", Precision::kW8A8}},
+      "Products with INT8 weights on a GPU. `w8a16`: in bfloat16. `w8a8`: activations are rounded to INT8 too, token "
+      "by "
+      "token, which is faster and less exact. The CPU computes in float32 whatever stands here."));
   t.push_back(integer(FIELD(threads), 0, 1024, "CPU threads; 0: one per hardware thread."));
 }
 

@@ -43,12 +43,16 @@ std::unique_ptr<Device> make_cpu_device(int threads);
 // How a CUDA device computes where there is a choice. What is chosen depends on these, the GPU and the call alone.
 struct DeviceOptions {
   enum class Kernels : std::uint8_t { kAuto, kPortable, kCudnn };
+  enum class Precision : std::uint8_t { kW8A16, kW8A8 };
 
   // Kernels of softmax attention: our own, which run everywhere, or cuDNN's for the calls that it can express (plain
   // attention in bfloat16, without mask). kAuto: cuDNN on GPUs where it is faster, if this build and machine have it.
   Kernels attention = Kernels::kAuto;
   // Do two runs give the same bits? Without, cuDNN adds up the gradient of queries in any order, which is faster.
   bool deterministic = true;
+  // Products with INT8 weights: the weights in bfloat16, or activations and their gradients in INT8 too, with a scale
+  // for each token. Adapters are in bfloat16 either way.
+  Precision precision = Precision::kW8A16;
 };
 
 // Throws ConfigError saying what is missing where there is no usable CUDA device, no CUDA in this build, or not what

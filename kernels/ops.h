@@ -16,6 +16,8 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string>
+#include <string_view>
 
 #include "kernels/base/view.h"
 
@@ -34,13 +36,21 @@ struct LoraBranch {
   bool trained() const { return static_cast<bool>(da); }
 };
 
+// Columns of u: the ranks of the branches in turn, then padding that keeps rows aligned and is the backend's own.
+inline std::int64_t adapter_columns(std::span<const LoraBranch> lora) {
+  constexpr std::int64_t kAlignment = 16;
+  std::int64_t ranks = 0;
+  for (const LoraBranch& branch : lora) ranks += branch.rank();
+  return (ranks + kAlignment - 1) / kAlignment * kAlignment;
+}
+
 // At most one epilogue applies: GELU (act set) or gate + residual (sum set). If y, act and sum are all empty, only u is
 // computed: that is all a recomputation needs of a linear whose output nobody reads again.
 struct LinearForward {
   ConstView x;                       // [B, T, in]
   const Weight& weight;              // [out, in]
   std::span<const LoraBranch> lora;  // all on this linear
-  View u;                            // [B, T, sum of ranks]: x a^T of each branch in turn, saved for backward
+  View u;                            // [B, T, adapter_columns(lora)]: x a^T of each branch in turn, saved for backward
   View y;                            // [B, T, out] before the epilogue; may be empty when an epilogue is set
   // GELU (tanh form) of output columns [gelu_begin, out), written to act [B, T, out - gelu_begin].
   View act;
@@ -180,6 +190,10 @@ class Ops {
   // The scratch memory of the operations that follow.
   virtual void use_scratch(View scratch) = 0;
 
+  // Chooses, where a backend has several ways to compute the same, the fastest for the operations rehearsed last, by
+  // timing them in `memory`, whose content is lost. Ways that are known already are not timed again.
+  virtual void tune(View memory) { static_cast<void>(memory); }
+
   virtual void linear(const LinearForward&) = 0;
   virtual void linear_backward(const LinearBackward&) = 0;
 
@@ -228,6 +242,12 @@ class Ops {
   // Sum of squares of all elements of a contiguous view, accumulated in float64.
   virtual double sum_of_squares(ConstView x) = 0;
   virtual void adamw(const AdamW&) = 0;
+
+  // What was chosen at run time and can change the last bits of results, such as the algorithms of matrix products, as
+  // text without line breaks; and the same choices again. Empty where all follows from shapes. restore_ throws
+  // FormatError if the text is not one of this backend.
+  virtual std::string kernel_choices() const { return {}; }
+  virtual void restore_kernel_choices(std::string_view choices);
 };
 
 // The CPU backend: plain loops, matrix products through OpenBLAS, `threads` of its own (0: one per hardware thread).

@@ -17,15 +17,13 @@ struct Linear {
   bool bias = true;
   Weight weight;                 // bound by the engine
   std::vector<LoraBranch> lora;  // bound once
-  View u;                        // [B, T, sum of ranks], saved by forward
+  View u;                        // [B, T, adapter_columns(lora)], saved by forward
 
   void visit(WeightVisitor& visitor) { visitor.linear(name, weight, out, in, bias); }
 
   // `dtype`: of the input.
   void layout(Carver& carver, DType dtype, std::int64_t batch, std::int64_t rows) {
-    std::int64_t ranks = 0;
-    for (const LoraBranch& branch : lora) ranks += branch.rank();
-    if (ranks > 0) u = carver.take(dtype, batch, rows, ranks);
+    if (!lora.empty()) u = carver.take(dtype, batch, rows, adapter_columns(lora));
   }
 
   bool trained() const {

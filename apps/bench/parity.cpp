@@ -32,7 +32,8 @@ std::vector<std::int32_t> read_ids(const SafetensorsFile& io) {
 double ParityOptions::limit(double of_float32) const {
   if (tolerance) return *tolerance;
   if (!bf16) return of_float32;
-  return of_float32 <= kOutputLimit ? kBf16OutputLimit : kBf16GradientLimit;
+  if (of_float32 <= kOutputLimit) return kBf16OutputLimit;
+  return compute.precision == DeviceOptions::Precision::kW8A8 ? kInt8GradientLimit : kBf16GradientLimit;
 }
 
 std::optional<nlohmann::json> read_config(const std::string& path) {

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "apps/bench/families.h"
 #include "apps/bench/flops.h"
 #include "apps/bench/measure.h"
 #include "engine/lora_targets.h"
@@ -65,19 +66,6 @@ void report_device_step(const Device& device, const FluxEngine& engine, double s
   }
 }
 
-void print_families(const KernelTimes& times, double seconds) {
-  fmt::print("  {:<14} {:>9} {:>7}   rate\n", "family", "ms", "share");
-  for (std::size_t i = 0; i < times.size(); ++i) {
-    const auto family = static_cast<KernelFamily>(i);
-    const FamilyTime& t = times[i];
-    if (t.seconds <= 0.0) continue;
-    const double rate = t.work / t.seconds * 1e-12;
-    const char* unit = counts_operations(family) ? "TFLOP/s" : "TB/s";
-    fmt::print("  {:<14} {:9.3f} {:6.1f}%   {}\n", name_of(family), t.seconds * 1e3, t.seconds / seconds * 100.0,
-               t.work > 0.0 ? fmt::format("{:.2f} {}", rate, unit) : "");
-  }
-}
-
 }  // namespace
 
 double gemm_rate(std::int64_t n, int threads, int repeats) {
@@ -90,16 +78,6 @@ double gemm_rate(std::int64_t n, int threads, int repeats) {
   });
   use_calling_thread_only();
   return 2.0 * static_cast<double>(n * n * n) / seconds * 1e-9;
-}
-
-int run_gemm(std::int64_t n, const SpeedOptions& options) {
-  const double rate = gemm_rate(n, options.threads, options.repeats);
-  if (options.json) {
-    fmt::print("{}\n", nlohmann::json{{"n", n}, {"gflops", rate}}.dump());
-  } else {
-    fmt::print("OpenBLAS sgemm {0} x {0} x {0}: {1:.1f} GFLOP/s (median of {2})\n", n, rate, options.repeats);
-  }
-  return 0;
 }
 
 int run_block(const SpeedOptions& options) {
@@ -161,7 +139,7 @@ int run_step(const SpeedOptions& options) {
   const double rate = flops.total() / seconds * 1e-9;
   if (!device->reads_host_memory()) {
     report_device_step(*device, engine, seconds, flops.total(), options.json);
-    if (!options.json) print_families(device->profile(one_step), seconds);
+    if (!options.json) print_families(device->profile(one_step));
     return 0;
   }
   const double ceiling = gemm_rate(2048, options.threads, 5);

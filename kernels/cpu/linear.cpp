@@ -195,7 +195,7 @@ void check(const LinearForward& p) {
           "linear: gate or residual does not fit");
   require(!(p.act && p.sum), "linear: two epilogues");
   require(!p.weight.bias || p.weight.bias.cols == out, "linear: bias does not fit");
-  require(p.lora.empty() || rows_fit(p.u, rank_sum(p.lora)), "linear: u does not fit");
+  require(p.lora.empty() || rows_fit(p.u, adapter_columns(p.lora)), "linear: u does not fit");
   check_lora(p.lora, p.weight);
 }
 
@@ -208,7 +208,7 @@ void check(const LinearBackward& p) {
   check_lora(p.lora, p.weight);
   for (const LoraBranch& branch : p.lora) {
     if (!branch.trained()) continue;
-    require(rows_fit(p.x, p.weight.in()) && rows_fit(p.u, rank_sum(p.lora)),
+    require(rows_fit(p.x, p.weight.in()) && rows_fit(p.u, adapter_columns(p.lora)),
             "linear_backward: a trained adapter needs x and u");
     require(same_shape(branch.da, branch.a) && same_shape(branch.db, branch.b),
             "linear_backward: gradients do not fit their adapter");

@@ -1,9 +1,9 @@
 // Convolution as a matrix product that is never laid out: y [pixels, out] = patches [pixels, depth] w [out, depth]^T,
 // where the depth runs over taps, then channels. Tiles of both operands pass through shared memory in 16-byte runs of 8
 // channels; which pixel a run comes from is worked out when it is loaded, and a run outside the image is zeros.
-#include "kernels/cuda/channels.cuh"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/pack.cuh"
 
 namespace squareq::cuda {
 namespace {
@@ -13,8 +13,7 @@ using Bf16 = __nv_bfloat16;
 constexpr int kTile = 128;     // output pixels and output channels of a block
 constexpr int kStepRuns = 4;   // runs of the depth that a step multiplies
 constexpr int kStages = 3;     // steps in shared memory; 3 of them just fit without asking for more than 48 KiB
-constexpr int kThreads = 256;  // 2 x 4 warps
-constexpr int kWarpRows = 64;  // output pixels of a warp
+constexpr int kWarpRows = 64;  // output pixels of a warp; the kThreads of a block are 2 x 4 warps
 constexpr int kWarpCols = 32;  // output channels of a warp
 constexpr int kLoadRows = kThreads / kStepRuns;
 constexpr int kReciprocalBits = 16;
@@ -61,7 +60,7 @@ struct Pixel {
       return nullptr;
     const unsigned pixel = (row * p.reciprocal >> kReciprocalBits) * static_cast<unsigned>(p.width) +
                            (col * p.reciprocal >> kReciprocalBits);
-    return sample + static_cast<std::int64_t>(pixel) * p.x.row_stride + d.run * kRun;
+    return sample + static_cast<std::int64_t>(pixel) * p.x.row_stride + d.run * kWide;
   }
 };
 
@@ -133,10 +132,10 @@ __device__ void finish(const Problem& p, const float (&sums)[N], int channel, co
   for (int i = 0; i < N; ++i) values[i] = sums[i] + p.bias[channel + i];
   if (residual != nullptr) {
     float more[N];
-    load_run(residual + channel, more);
+    load<N>(residual + channel, more);
     for (int i = 0; i < N; ++i) values[i] += more[i];
   }
-  store_run(values, y + channel);
+  store<N>(y + channel, values);
 }
 
 template <class T, bool kRuns>
@@ -147,14 +146,14 @@ __device__ void write(const Problem& p, const Sums& sums, int first_pixel, int c
     const int pixel = first_pixel + 8 * i;
     if (pixel >= p.pixels) return;
     const T* add = residual.data != nullptr ? residual(blockIdx.y, pixel) : nullptr;
-    float values[kRun];
+    float values[kWide];
 #pragma unroll
-    for (int c = 0; c < kRun; ++c) values[c] = sums[i / 2][c / 2][i % 2 * 2 + c % 2];
+    for (int c = 0; c < kWide; ++c) values[c] = sums[i / 2][c / 2][i % 2 * 2 + c % 2];
     if constexpr (kRuns) {
       finish(p, values, channel, add, y(blockIdx.y, pixel));
     } else {
 #pragma unroll
-      for (int c = 0; c < kRun; ++c) finish(p, {values[c]}, channel + c, add, y(blockIdx.y, pixel));
+      for (int c = 0; c < kWide; ++c) finish(p, {values[c]}, channel + c, add, y(blockIdx.y, pixel));
     }
   }
 }
@@ -170,20 +169,20 @@ __global__ void __launch_bounds__(kThreads, 2) convolve(Problem p, Rows<const T>
   const int first_channel = static_cast<int>(blockIdx.x) % blocks_across * kTile;
 
   const int load_row = thread / kStepRuns;
-  const int load_run = thread % kStepRuns;
+  const int run_of_thread = thread % kStepRuns;
   const Bf16* sample = p.x(blockIdx.y, 0);
   const Pixel pixels[] = {{p, first_pixel + load_row}, {p, first_pixel + load_row + kLoadRows}};
   Depth depth{};
-  depth.advance(p, load_run);
-  int at = load_run;
+  depth.advance(p, run_of_thread);
+  int at = run_of_thread;
   const auto load = [&](Stage& stage) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = load_row + i * kLoadRows;
-      copy_run(pixels[i].source(p, depth, sample), sample, &stage.patches[patch_at(row, load_run)]);
+      copy_run(pixels[i].source(p, depth, sample), sample, &stage.patches[patch_at(row, run_of_thread)]);
       const int channel = first_channel + row;
-      const Bf16* w = p.weight + (static_cast<std::int64_t>(channel) * p.depth + at) * kRun;
-      copy_run(channel < p.out && at < p.depth ? w : nullptr, p.weight, &stage.weights[weight_at(row, load_run)]);
+      const Bf16* w = p.weight + (static_cast<std::int64_t>(channel) * p.depth + at) * kWide;
+      copy_run(channel < p.out && at < p.depth ? w : nullptr, p.weight, &stage.weights[weight_at(row, run_of_thread)]);
     }
     end_copies();
     depth.advance(p, kStepRuns);
@@ -203,19 +202,19 @@ __global__ void __launch_bounds__(kThreads, 2) convolve(Problem p, Rows<const T>
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   wait_copies<0>();
-  write<T, kRuns>(p, sums, first_pixel + warp_row + lane / 4, first_channel + warp_col + lane % 4 * kRun, residual, y);
+  write<T, kRuns>(p, sums, first_pixel + warp_row + lane / 4, first_channel + warp_col + lane % 4 * kWide, residual, y);
 }
 
 // Weights [out, in, taps] to [out, taps, 8 * runs], filled up with zeros, and the bias to float32.
-__global__ void pack_weights(AnyFloats weight, std::int64_t row_stride, AnyFloats bias, int in, int taps, int padded,
-                             int out, Bf16* packed, float* packed_bias) {
+__global__ void pack_weights(AnyRows<const std::byte> weight, AnyRows<const std::byte> bias, int in, int taps,
+                             int padded, int out, Bf16* packed, float* packed_bias) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i < out) packed_bias[i] = bias[i];
+  if (i < out) packed_bias[i] = bias.value(0, 0, i);
   if (i >= out * taps * padded) return;
   const int channel = i % padded;
   const int tap = i / padded % taps;
-  const std::int64_t row = i / padded / taps;
-  packed[i] = from_float<Bf16>(channel < in ? weight[row * row_stride + channel * taps + tap] : 0.0F);
+  const int row = i / padded / taps;
+  packed[i] = from_float<Bf16>(channel < in ? weight.value(0, row, channel * taps + tap) : 0.0F);
 }
 
 // Pixels to bfloat16, filled up to whole runs of channels.
@@ -246,7 +245,7 @@ void check(const Convolution& p, std::int64_t out_height, std::int64_t out_width
 
 template <class T>
 void launch(const Problem& problem, const Convolution& p, cudaStream_t stream) {
-  const bool runs = in_runs(p.y) && (!p.residual || in_runs(p.residual));
+  const bool runs = wide({p.y, p.residual});
   const auto kernel = runs ? convolve<T, true> : convolve<T, false>;
   const dim3 grid(ceil_div(problem.pixels, kTile) * ceil_div(problem.out, kTile), static_cast<unsigned>(p.x.batch));
   kernel<<<grid, kThreads, 0, stream>>>(problem, rows_of<T>(p.residual), rows_of<T>(p.y));
@@ -261,19 +260,19 @@ void CudaOps::convolution(const Convolution& p) {
   const std::int64_t out_width = (p.upsample * p.width + p.before + p.after - p.kernel) / p.stride + 1;
   check(p, out_height, out_width);
   const std::int64_t in = p.x.cols, out = p.y.cols, taps = p.kernel * p.kernel;
-  const std::int64_t padded = (in + kRun - 1) / kRun * kRun;
+  const std::int64_t padded = (in + kWide - 1) / kWide * kWide;
   Scratch scratch(*this);
   const View weight = scratch.take(DType::BF16, 1, out, taps * padded);
   const View bias = scratch.take(DType::F32, 1, 1, out);
-  const bool in_place = p.x.dtype == DType::BF16 && in_runs(p.x);
+  const bool in_place = p.x.dtype == DType::BF16 && wide({p.x});
   const ConstView x = in_place ? p.x : ConstView(scratch.take(DType::BF16, p.x.batch, p.x.rows, padded));
   if (scratch.rehearsing()) return;
 
   auto* packed_weight = reinterpret_cast<Bf16*>(weight.data);
   auto* packed_bias = reinterpret_cast<float*>(bias.data);
   pack_weights<<<ceil_div(std::max(weight.count(), out), kThreads), kThreads, 0, stream_>>>(
-      AnyFloats(p.weight), p.weight.row_stride, AnyFloats(p.bias), static_cast<int>(in), static_cast<int>(taps),
-      static_cast<int>(padded), static_cast<int>(out), packed_weight, packed_bias);
+      any_rows(p.weight), any_rows(p.bias), static_cast<int>(in), static_cast<int>(taps), static_cast<int>(padded),
+      static_cast<int>(out), packed_weight, packed_bias);
   check_launch("pack_weights");
   if (!in_place) {
     with_type(p.x.dtype, [&]<class T>() {
@@ -286,8 +285,8 @@ void CudaOps::convolution(const Convolution& p) {
   const Problem problem{.x = rows_of<Bf16>(x),
                         .weight = packed_weight,
                         .bias = packed_bias,
-                        .runs = static_cast<int>(padded / kRun),
-                        .depth = static_cast<int>(taps * padded / kRun),
+                        .runs = static_cast<int>(padded / kWide),
+                        .depth = static_cast<int>(taps * padded / kWide),
                         .width = static_cast<int>(p.width),
                         .wide_height = static_cast<int>(p.upsample * p.height),
                         .wide_width = static_cast<int>(p.upsample * p.width),

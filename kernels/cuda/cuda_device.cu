@@ -52,7 +52,7 @@ class CudaDevice : public Device {
  public:
   explicit CudaDevice(const DeviceOptions& options)
       : properties_(device_properties()),
-        ops_(stream_.get(), choose_attention(options, properties_.major, stream_.get(), attention_)) {}
+        ops_(stream_.get(), options, choose_attention(options, properties_.major, stream_.get(), attention_)) {}
 
   std::string name() const override { return properties_.name; }
   std::string choices() const override { return "attention: " + attention_; }

@@ -5,14 +5,19 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <memory>
 #include <utility>
 #include <vector>
 
 #include "kernels/base/carver.h"
 #include "kernels/cuda/attention_cudnn.h"
+#include "kernels/cuda/fused_gemm.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/lora_products.h"
 #include "kernels/cuda/profile.h"
+#include "kernels/cuda/quantise.h"
+#include "kernels/device.h"
 #include "kernels/ops.h"
 
 namespace squareq::cuda {
@@ -20,8 +25,12 @@ namespace squareq::cuda {
 class CudaOps : public Ops {
  public:
   // `cudnn`, which may be null, computes the attention that it has plans for.
-  CudaOps(cudaStream_t stream, std::unique_ptr<CudnnAttention> cudnn)
-      : stream_(stream), gemm_(stream), cudnn_(std::move(cudnn)) {}
+  CudaOps(cudaStream_t stream, const DeviceOptions& options, std::unique_ptr<CudnnAttention> cudnn)
+      : stream_(stream),
+        options_(options),
+        gemm_(stream),
+        cudnn_(std::move(cudnn)),
+        tensor_cores_(tensor_cores_of_current_device()) {}
 
   DType activation_type() const override { return DType::BF16; }
   std::size_t scratch_need(const std::function<void()>& calls) override;
@@ -117,16 +126,34 @@ class CudaOps : public Ops {
   // Parts of linear.
   ConstView as_bf16(Scratch& scratch, ConstView x, std::vector<std::pair<ConstView, View>>& conversions);
   void expand_weight(const Weight& weight, View out);
-  void product(ConstView x, GemmMatrix w, Transpose transpose, float alpha, float beta, View y, View workspace,
+  void convert_all(const std::vector<std::pair<ConstView, View>>& conversions);
+  StackedAdapters take_stacked(Scratch& scratch, std::span<const LoraBranch> lora, const Weight& weight);
+  // What the backward pass of a linear needs for its adapters, in scratch.
+  struct AdapterScratch {
+    StackedAdapters stacked;
+    View du;         // [B, T, adapter_columns]
+    ConstView x, u;  // in bfloat16; these and the pieces of gradients only if a branch is trained
+    View da, db;
+  };
+  AdapterScratch take_adapters(Scratch& scratch, const LinearBackward& p, bool trained,
+                               std::vector<std::pair<ConstView, View>>& conversions);
+  void adapter_gradients(const LinearBackward& p, const ConstView& dy, const AdapterScratch& adapters);
+  void product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, View workspace,
                const void* bias = nullptr);
-  void add_outer(ConstView left, ConstView right, float alpha, View out, View workspace);
+  bool computes_in_int8(const Weight& weight, ConstView rows, std::initializer_list<ConstView> outputs) const;
+  static QuantisedRows take_quantised(Scratch& scratch, const ConstView& x);
+  void quantise(const ConstView& x, const ConstView& factors, const QuantisedRows& to);
+  void linear_w8a8(const LinearForward& p);
+  void linear_backward_w8a8(const LinearBackward& p);
   void few_rows_linear(const LinearForward& p);
   void few_rows_linear_backward(const LinearBackward& p);
 
   cudaStream_t stream_;
+  DeviceOptions options_;
   GemmPlans gemm_;
   Profile* profile_ = nullptr;
   std::unique_ptr<CudnnAttention> cudnn_;
+  TensorCores tensor_cores_;
   View scratch_;
   bool rehearsing_ = false;
   std::size_t peak_ = 0;

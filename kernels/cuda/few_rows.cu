@@ -1,32 +1,26 @@
 #include "kernels/cuda/few_rows.h"
 
+#include <algorithm>
+
 #include "kernels/cuda/check.h"
-#include "kernels/cuda/pack.cuh"
+#include "kernels/cuda/reduce.cuh"
 
 namespace squareq::cuda {
 namespace {
 
-constexpr unsigned kWarp = 32;
-constexpr unsigned kWarps = 8;  // of a block
+constexpr int kWarps = 8;  // of a block
+constexpr std::int64_t kFewOutputs = 1024;
 
 __device__ float to_float(std::int8_t v) { return static_cast<float>(v); }
 using cuda::to_float;
-
-template <class T>
-__device__ float element(const void* p, DType dtype, std::int64_t i) {
-  if (dtype == DType::BF16) return __bfloat162float(static_cast<const __nv_bfloat16*>(p)[i]);
-  if (dtype == DType::F16) return __half2float(static_cast<const __half*>(p)[i]);
-  return static_cast<const T*>(p)[i];
-}
 
 // How a linear layer is stored, for kernels over elements of type W.
 template <class W>
 struct Stored {
   const W* values;
   std::int64_t stride;
-  const float* scales;  // of the output rows, or null
-  const void* bias;     // or null
-  DType bias_dtype;
+  const float* scales;            // of the output rows, or null
+  AnyRows<const std::byte> bias;  // or empty
 };
 
 // The rows of a view, one after the other.
@@ -36,23 +30,30 @@ struct Flat {
   __device__ float* operator()(std::int64_t r) const { return rows(r / per_sample, r % per_sample); }
 };
 
-constexpr std::int64_t kRun = 4;  // neighbouring input features of a lane
+// Neighbouring input features of a lane: one 16-byte load.
+template <class W>
+constexpr int kRunOf = 16 / sizeof(W);
 
 template <class W>
-struct alignas(kRun * sizeof(W)) Run {
-  W values[kRun];
+struct alignas(16) Run {
+  W values[kRunOf<W>];
 };
 
-// One warp for each output feature. R: rows held in registers, at least `count`. whole_runs: every row starts and ends
-// at a multiple of kRun elements.
-template <int R, class W>
-__global__ void few_rows_kernel(Flat x, Stored<W> w, std::int64_t in, std::int64_t out, int count, float alpha,
-                                bool accumulate, bool whole_runs, Flat y) {
-  const std::int64_t o = std::int64_t{blockIdx.x} * kWarps + threadIdx.y;
+// One warp for each output feature, or with kShared a block of warps that share out the input features. R: rows held in
+// registers, at least `count`. whole_runs: every row is made of aligned runs.
+template <int R, bool kShared, class W>
+__global__ void few_rows_kernel(Flat x, Stored<W> w, int in, int out, int count, float alpha, bool accumulate,
+                                bool whole_runs, Flat y) {
+  constexpr int kRun = kRunOf<W>;
+  __shared__ float shared[kWarps][R];
+  const int warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  const int o = kShared ? blockIdx.x : blockIdx.x * kWarps + warp;
   if (o >= out) return;
   float sums[R] = {};
   const W* row = w.values + o * w.stride;
-  for (std::int64_t i = threadIdx.x * kRun; i < in; i += kWarp * kRun) {
+#pragma unroll 2
+  for (int i = (kShared ? threadIdx.x : lane) * kRun; i < in; i += (kShared ? kWarps : 1) * kWarp * kRun) {
     Run<W> run{};
     if (whole_runs) {
       run = *reinterpret_cast<const Run<W>*>(row + i);
@@ -69,47 +70,72 @@ __global__ void few_rows_kernel(Flat x, Stored<W> w, std::int64_t in, std::int64
       }
     }
   }
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    sums[r] = group_sum(sums[r]);
+    if (kShared && lane == 0) shared[warp][r] = sums[r];
+  }
+  if constexpr (kShared) __syncthreads();
+  if (lane != 0 || (kShared && warp != 0)) return;
   const float scale = alpha * (w.scales != nullptr ? w.scales[o] : 1.0F);
 #pragma unroll
   for (int r = 0; r < R; ++r) {
     if (r >= count) break;
     float sum = sums[r];
-    for (unsigned offset = kWarp / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0U, sum, offset);
-    if (threadIdx.x != 0) continue;
+    for (int k = 1; kShared && k < kWarps; ++k) sum += shared[k][r];
     float result = sum * scale;
-    if (w.bias != nullptr) result += element<float>(w.bias, w.bias_dtype, o);
+    if (w.bias) result += w.bias.value(0, 0, o);
     if (accumulate) result += y(r)[o];
     y(r)[o] = result;
   }
 }
 
-// A block sums kWarp input features over all outputs, its threads' y sharing out the outputs.
+// A block sums kWarp input features over one share of the outputs, its warps' rows sharing those out. `pieces`: the
+// sums [shares, rows, in], added later.
+constexpr int kBackwardRows = 32;
+
 template <class W>
-__global__ void few_rows_backward_kernel(Flat dy, Stored<W> w, std::int64_t in, std::int64_t out, float alpha,
-                                         bool accumulate, Flat dx) {
-  __shared__ float partial[kWarp][kWarp + 1];
-  const std::int64_t r = blockIdx.y;
-  const std::int64_t i = std::int64_t{blockIdx.x} * kWarp + threadIdx.x;
+__global__ void __launch_bounds__(kWarp* kBackwardRows)
+    few_rows_backward_kernel(Flat dy, Stored<W> w, int in, int out, int share, float* __restrict__ pieces) {
+  __shared__ float partial[kBackwardRows][kWarp + 1];
+  const int r = blockIdx.y;
+  const int i = blockIdx.x * kWarp + threadIdx.x;
+  const int last = min(out, static_cast<int>(blockIdx.z + 1) * share);
   float sum = 0.0F;
-  for (std::int64_t o = threadIdx.y; i < in && o < out; o += kWarp) {
+#pragma unroll 4
+  for (int o = blockIdx.z * share + threadIdx.y; o < last; o += kBackwardRows) {
     const float d = dy(r)[o] * (w.scales != nullptr ? w.scales[o] : 1.0F);
-    sum += d * to_float(w.values[o * w.stride + i]);
+    if (i < in) sum += d * to_float(w.values[o * w.stride + i]);
   }
   partial[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y != 0 || i >= in) return;
-  for (unsigned k = 1; k < kWarp; ++k) sum += partial[k][threadIdx.x];
+  for (int k = 1; k < kBackwardRows; ++k) sum += partial[k][threadIdx.x];
+  pieces[(static_cast<std::int64_t>(blockIdx.z) * gridDim.y + r) * in + i] = sum;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    few_rows_total_kernel(const float* __restrict__ pieces, int shares, int rows, int in, float alpha, bool accumulate,
+                          Flat dx) {
+  const int i = blockIdx.x * kThreads + threadIdx.x;
+  const int r = blockIdx.y;
+  if (i >= in) return;
+  float sum = 0.0F;
+#pragma unroll 8
+  for (int k = 0; k < shares; ++k) sum += pieces[(static_cast<std::int64_t>(k) * rows + r) * in + i];
   dx(r)[i] = alpha * sum + (accumulate ? dx(r)[i] : 0.0F);
 }
 
-__global__ void few_rows_outer_kernel(Flat left, Flat right, int count, std::int64_t n, float alpha, float* out,
-                                      std::int64_t stride) {
-  const std::int64_t m = blockIdx.y;
-  const std::int64_t c = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (c >= n) return;
+__global__ void __launch_bounds__(kThreads)
+    few_rows_outer_kernel(Flat left, Flat right, int count, std::int64_t m, unsigned n, float alpha, float* out,
+                          std::int64_t stride) {
+  const unsigned i = blockIdx.x * kThreads + threadIdx.x;
+  const unsigned row = i / n;
+  const unsigned c = i % n;
+  if (row >= m) return;
   float sum = 0.0F;
-  for (int r = 0; r < count; ++r) sum += left(r)[m] * right(r)[c];
-  out[m * stride + c] += alpha * sum;
+  for (int r = 0; r < count; ++r) sum += left(r)[row] * right(r)[c];
+  out[row * stride + c] += alpha * sum;
 }
 
 Flat flat(ConstView v) {
@@ -122,7 +148,7 @@ void with_stored(const Weight& weight, Function f) {
   const auto stored = [&]<class W>(W*) {
     return Stored<W>{reinterpret_cast<const W*>(weight.values.data), weight.values.row_stride,
                      weight.codec == Codec::kInt8Rows ? reinterpret_cast<const float*>(weight.scales.data) : nullptr,
-                     weight.bias.data, weight.bias.dtype};
+                     any_rows(weight.bias)};
   };
   switch (weight.values.dtype) {
     case DType::I8: return f(stored(static_cast<std::int8_t*>(nullptr)));
@@ -139,43 +165,62 @@ void few_rows(ConstView x, const Weight& weight, float alpha, Accumulate accumul
   const std::int64_t rows = x.batch * x.rows;
   require(rows <= kFewRows && x.cols == weight.in() && y.cols == weight.out(), "few_rows: shapes");
   if (rows == 0) return;
-  const dim3 threads(kWarp, kWarps);
-  const unsigned blocks = ceil_div(weight.out(), kWarps);
+  // A warp for each output would leave most of the device idle where there are not many.
+  const bool shared = weight.out() < kFewOutputs;
+  const unsigned blocks = shared ? static_cast<unsigned>(weight.out()) : ceil_div(weight.out(), kWarps);
   with_stored(weight, [&](auto w) {
     using W = std::remove_cvref_t<decltype(*w.values)>;
-    const bool whole_runs = weight.in() % kRun == 0 && w.stride % kRun == 0 &&
+    const bool whole_runs = weight.in() % kRunOf<W> == 0 && w.stride % kRunOf<W> == 0 &&
                             reinterpret_cast<std::uintptr_t>(w.values) % sizeof(Run<W>) == 0;
     const auto launch = [&](auto kernel) {
-      kernel<<<blocks, threads, 0, stream>>>(flat(x), w, weight.in(), weight.out(), static_cast<int>(rows), alpha,
-                                             accumulate == Accumulate::kYes, whole_runs, flat(y));
+      kernel<<<blocks, kWarp * kWarps, 0, stream>>>(flat(x), w, static_cast<int>(weight.in()),
+                                                    static_cast<int>(weight.out()), static_cast<int>(rows), alpha,
+                                                    accumulate == Accumulate::kYes, whole_runs, flat(y));
     };
-    if (rows == 1) return launch(few_rows_kernel<1, W>);
-    if (rows <= 4) return launch(few_rows_kernel<4, W>);
-    launch(few_rows_kernel<kFewRows, W>);
+    const auto with_rows = [&]<int R>() {
+      shared ? launch(few_rows_kernel<R, true, W>) : launch(few_rows_kernel<R, false, W>);
+    };
+    if (rows == 1) return with_rows.template operator()<1>();
+    if (rows <= 4) return with_rows.template operator()<4>();
+    with_rows.template operator()<kFewRows>();
   });
   check_launch("few_rows");
 }
 
-void few_rows_backward(ConstView dy, const Weight& weight, float alpha, Accumulate accumulate, View dx,
+std::int64_t few_rows_shares(std::int64_t rows, const Weight& weight) {
+  constexpr std::int64_t kBlocks = 512;
+  constexpr std::int64_t kLeast = 8 * kBackwardRows;  // outputs of a share
+  const std::int64_t columns = ceil_div(weight.in(), kWarp) * std::max<std::int64_t>(rows, 1);
+  return std::clamp<std::int64_t>(kBlocks / columns, 1, ceil_div(weight.out(), kLeast));
+}
+
+void few_rows_backward(ConstView dy, const Weight& weight, float alpha, Accumulate accumulate, View dx, View pieces,
                        cudaStream_t stream) {
   const std::int64_t rows = dy.batch * dy.rows;
   require(dy.cols == weight.out() && dx.cols == weight.in(), "few_rows_backward: shapes");
   if (rows == 0) return;
-  const dim3 blocks(ceil_div(weight.in(), kWarp), static_cast<unsigned>(rows));
+  const std::int64_t shares = few_rows_shares(rows, weight);
+  require(pieces.dtype == DType::F32 && pieces.count() >= shares * rows * weight.in(), "few_rows_backward: pieces");
+  const auto in = static_cast<int>(weight.in());
+  const auto out = static_cast<int>(weight.out());
+  auto* sums = reinterpret_cast<float*>(pieces.data);
   with_stored(weight, [&](auto w) {
-    few_rows_backward_kernel<<<blocks, dim3(kWarp, kWarp), 0, stream>>>(flat(dy), w, weight.in(), weight.out(), alpha,
-                                                                        accumulate == Accumulate::kYes, flat(dx));
+    const dim3 blocks(ceil_div(in, kWarp), static_cast<unsigned>(rows), static_cast<unsigned>(shares));
+    few_rows_backward_kernel<<<blocks, dim3(kWarp, kBackwardRows), 0, stream>>>(
+        flat(dy), w, in, out, static_cast<int>(ceil_div(out, shares)), sums);
   });
   check_launch("few_rows_backward");
+  few_rows_total_kernel<<<dim3(ceil_div(in, kThreads), static_cast<unsigned>(rows)), kThreads, 0, stream>>>(
+      sums, static_cast<int>(shares), static_cast<int>(rows), in, alpha, accumulate == Accumulate::kYes, flat(dx));
+  check_launch("few_rows_backward, totals");
 }
 
 void few_rows_outer(ConstView left, ConstView right, float alpha, View out, cudaStream_t stream) {
   require(out.rows == left.cols && out.cols == right.cols, "few_rows_outer: shapes");
-  constexpr unsigned kThreads = 256;
-  const dim3 blocks(ceil_div(out.cols, kThreads), static_cast<unsigned>(out.rows));
-  few_rows_outer_kernel<<<blocks, kThreads, 0, stream>>>(flat(left), flat(right),
-                                                         static_cast<int>(left.batch * left.rows), out.cols, alpha,
-                                                         reinterpret_cast<float*>(out.data), out.row_stride);
+  if (out.count() == 0) return;
+  few_rows_outer_kernel<<<ceil_div(out.count(), kThreads), kThreads, 0, stream>>>(
+      flat(left), flat(right), static_cast<int>(left.batch * left.rows), out.rows, static_cast<unsigned>(out.cols),
+      alpha, reinterpret_cast<float*>(out.data), out.row_stride);
   check_launch("few_rows_outer");
 }
 

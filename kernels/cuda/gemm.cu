@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/gemm_descriptions.h"
 
 namespace squareq::cuda {
 namespace {
@@ -13,41 +14,11 @@ cudaDataType_t type_of(DType dtype) {
   throw std::logic_error("GEMM of a type that is neither BF16 nor F32");
 }
 
-template <class Handle, cublasStatus_t (*destroy)(Handle)>
-struct Destroy {
-  using pointer = Handle;
-  void operator()(Handle handle) const { destroy(handle); }
-};
-using Operation = std::unique_ptr<cublasLtMatmulDesc_t, Destroy<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>>;
-using Layout = std::unique_ptr<cublasLtMatrixLayout_t, Destroy<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>>;
-using Preference =
-    std::unique_ptr<cublasLtMatmulPreference_t, Destroy<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>>;
-
-template <class Value>
-void set(const Operation& to, cublasLtMatmulDescAttributes_t attribute, const Value& value) {
-  check(cublasLtMatmulDescSetAttribute(to.get(), attribute, &value, sizeof value), "cublasLtMatmulDescSetAttribute");
-}
-template <class Value>
-void set(const Layout& to, cublasLtMatrixLayoutAttribute_t attribute, const Value& value) {
-  check(cublasLtMatrixLayoutSetAttribute(to.get(), attribute, &value, sizeof value),
-        "cublasLtMatrixLayoutSetAttribute");
-}
-template <class Value>
-void set(const Preference& to, cublasLtMatmulPreferenceAttributes_t attribute, const Value& value) {
-  check(cublasLtMatmulPreferenceSetAttribute(to.get(), attribute, &value, sizeof value),
-        "cublasLtMatmulPreferenceSetAttribute");
-}
-
-// cuBLASLt is column-major: a row-major matrix is its transpose there.
-Layout make_layout(const GemmMatrix& m, std::int64_t rows, std::int64_t cols, std::int64_t batch) {
-  cublasLtMatrixLayout_t layout = nullptr;
-  check(cublasLtMatrixLayoutCreate(&layout, type_of(m.dtype), static_cast<std::uint64_t>(cols),
-                                   static_cast<std::uint64_t>(rows), m.stride),
-        "cublasLtMatrixLayoutCreate");
-  Layout owned(layout);
-  set(owned, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, static_cast<std::int32_t>(batch));
-  set(owned, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, m.batch_stride);
-  return owned;
+Layout layout_of(const GemmMatrix& m, std::int64_t rows, std::int64_t cols, std::int64_t batch) {
+  Layout layout = make_layout(type_of(m.dtype), rows, cols, m.stride);
+  set(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, static_cast<std::int32_t>(batch));
+  set(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, m.batch_stride);
+  return layout;
 }
 
 // The largest power of two up to 256 that divides the address.
@@ -96,9 +67,7 @@ const GemmPlans::Plan& GemmPlans::plan(const Gemm& g) {
   if (found) return *found;
 
   auto fresh = std::make_unique<Plan>();
-  cublasLtMatmulDesc_t operation = nullptr;
-  check(cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
-  fresh->operation.reset(operation);
+  fresh->operation = make_operation(CUBLAS_COMPUTE_32F, CUDA_R_32F);
   set(fresh->operation, CUBLASLT_MATMUL_DESC_TRANSA, tb ? CUBLAS_OP_T : CUBLAS_OP_N);
   set(fresh->operation, CUBLASLT_MATMUL_DESC_TRANSB, ta ? CUBLAS_OP_T : CUBLAS_OP_N);
   if (g.bias != nullptr) {
@@ -106,25 +75,22 @@ const GemmPlans::Plan& GemmPlans::plan(const Gemm& g) {
     set(fresh->operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(g.c.dtype));
     set(fresh->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
   }
-  fresh->a = make_layout(g.a, ta ? g.k : g.m, ta ? g.m : g.k, g.batch);
-  fresh->b = make_layout(g.b, tb ? g.n : g.k, tb ? g.k : g.n, g.batch);
-  fresh->c = make_layout(g.c, g.m, g.n, g.batch);
+  fresh->a = layout_of(g.a, ta ? g.k : g.m, ta ? g.m : g.k, g.batch);
+  fresh->b = layout_of(g.b, tb ? g.n : g.k, tb ? g.k : g.n, g.batch);
+  fresh->c = layout_of(g.c, g.m, g.n, g.batch);
 
-  cublasLtMatmulPreference_t preference = nullptr;
-  check(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
-  const Preference owned(preference);
-  set(owned, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::size_t>(kWorkspace));
+  const Preference preference = make_preference(static_cast<std::size_t>(kWorkspace));
   // Split sums are added in a fixed order, in float32.
-  set(owned, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+  set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
       static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
-  set(owned, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, aligned[1]);
-  set(owned, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, aligned[0]);
-  set(owned, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, aligned[2]);
-  set(owned, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, aligned[2]);
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, aligned[1]);
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, aligned[0]);
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, aligned[2]);
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, aligned[2]);
   cublasLtMatmulHeuristicResult_t result{};
   int count = 0;
   check(cublasLtMatmulAlgoGetHeuristic(handle_, fresh->operation.get(), fresh->b.get(), fresh->a.get(), fresh->c.get(),
-                                       fresh->c.get(), preference, 1, &result, &count),
+                                       fresh->c.get(), preference.get(), 1, &result, &count),
         "cublasLtMatmulAlgoGetHeuristic");
   if (count == 0) check(CUBLAS_STATUS_NOT_SUPPORTED, "no algorithm for a matrix product");
   fresh->algorithm = result.algo;
@@ -136,8 +102,9 @@ void GemmPlans::run(const Gemm& g, View workspace) {
   if (g.batch == 0 || g.m == 0 || g.n == 0) return;
   const Plan& p = plan(g);
   if (g.bias != nullptr) set(p.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
-  check(cublasLtMatmul(handle_, p.operation.get(), &g.alpha, g.b.data, p.b.get(), g.a.data, p.a.get(), &g.beta,
-                       g.c.data, p.c.get(), const_cast<std::byte*>(g.c.data), p.c.get(), &p.algorithm, workspace.data,
+  const float alpha = 1.0F;
+  check(cublasLtMatmul(handle_, p.operation.get(), &alpha, g.b.data, p.b.get(), g.a.data, p.a.get(), &g.beta, g.c.data,
+                       p.c.get(), const_cast<std::byte*>(g.c.data), p.c.get(), &p.algorithm, workspace.data,
                        workspace.bytes(), stream_),
         "cublasLtMatmul");
 }

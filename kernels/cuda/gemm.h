@@ -22,13 +22,12 @@ struct GemmMatrix {
   std::int64_t batch_stride = 0;  // between samples, in elements; 0: the same for all
 };
 
-// Row-major, for each sample: c [m, n] = alpha * op(a) [m, k] * op(b) [k, n] + beta * c + bias [n]. a and b are BF16, c
+// Row-major, for each sample: c [m, n] = op(a) [m, k] * op(b) [k, n] + beta * c + bias [n]. a and b are BF16, c
 // is BF16 or F32; sums are float32.
 struct Gemm {
   Transpose transpose_a = Transpose::kNo;
   Transpose transpose_b = Transpose::kNo;
   std::int64_t batch = 1, m = 0, n = 0, k = 0;
-  float alpha = 1.0F;
   GemmMatrix a, b;
   float beta = 0.0F;
   GemmMatrix c;

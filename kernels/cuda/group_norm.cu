@@ -1,14 +1,13 @@
 // Group normalisation of images [B, pixels, C] in three kernels: mean and sum of squared deviations of every channel in
 // chunks of pixels; those of all channels and chunks of a group put together; the values. All sums have a fixed order.
-#include "kernels/cuda/channels.cuh"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/reduce.cuh"
 
 namespace squareq::cuda {
 namespace {
 
-constexpr int kChunk = 256;    // pixels of a block
-constexpr int kThreads = 256;  // at most; x: runs of channels, y: pixels
+constexpr int kChunk = 256;  // pixels of a block of at most kThreads threads; x: packs of channels, y: pixels
 
 struct Shape {
   int pixels, channels, groups;
@@ -22,11 +21,11 @@ __global__ void __launch_bounds__(kThreads) chunk_moments(Rows<const T> x, Shape
   const int begin = static_cast<int>(blockIdx.y) * kChunk;
   const int end = channel < s.channels ? min(begin + kChunk, s.pixels) : begin;
   float first[N] = {}, sum[N] = {}, squares[N] = {};
-  if (begin < end) load_run(x(blockIdx.z, begin) + channel, first);
+  if (begin < end) load<N>(x(blockIdx.z, begin) + channel, first);
 #pragma unroll 4  // loads in flight
   for (int pixel = begin + static_cast<int>(threadIdx.y); pixel < end; pixel += static_cast<int>(blockDim.y)) {
     float values[N];
-    load_run(x(blockIdx.z, pixel) + channel, values);
+    load<N>(x(blockIdx.z, pixel) + channel, values);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const float d = values[i] - first[i];
@@ -53,36 +52,24 @@ __global__ void __launch_bounds__(kThreads) chunk_moments(Rows<const T> x, Shape
   }
 }
 
-__device__ double block_sum(double value) {
-  __shared__ double sums[kThreads];
-  sums[threadIdx.x] = value;
-  for (unsigned n = kThreads / 2; n > 0; n /= 2) {
-    __syncthreads();
-    if (threadIdx.x < n) sums[threadIdx.x] += sums[threadIdx.x + n];
-  }
-  __syncthreads();
-  const double sum = sums[0];
-  __syncthreads();  // before the next call writes
-  return sum;
-}
-
 // One block a group: mean and 1 / sqrt(variance + epsilon). `share`: of one value in the group. Divisions and roots of
 // doubles would be calls, which spill registers.
 __global__ void __launch_bounds__(kThreads) group_moments(Rows<const float2> moments, Shape s, int chunks, double share,
                                                           float epsilon, Rows<float2> statistics) {
+  __shared__ double buffers[2][1][kWarp];
   const int channels = s.channels / s.groups;
   const int first = static_cast<int>(blockIdx.x) * channels;
-  const auto sum = [&](auto term) {
+  const auto sum = [&](double(&buffer)[1][kWarp], auto term) {
     double total = 0.0;
     for (int i = static_cast<int>(threadIdx.x); i < chunks * channels; i += kThreads) {
       const int chunk = i / channels;
       const int n = min(kChunk, s.pixels - chunk * kChunk);
       total += term(moments(blockIdx.y, chunk)[first + i % channels], n);
     }
-    return block_sum(total);
+    return block_sum(total, buffer);
   };
-  const double mean = sum([](float2 m, int n) { return static_cast<double>(m.x) * n; }) * share;
-  const double squares = sum([mean](float2 m, int n) {
+  const double mean = sum(buffers[0], [](float2 m, int n) { return static_cast<double>(m.x) * n; }) * share;
+  const double squares = sum(buffers[1], [mean](float2 m, int n) {
     const double d = static_cast<double>(m.x) - mean;
     return static_cast<double>(m.y) + d * d * n;
   });
@@ -92,30 +79,32 @@ __global__ void __launch_bounds__(kThreads) group_moments(Rows<const float2> mom
 }
 
 template <class Tx, class Ty, int N>
-__global__ void __launch_bounds__(kThreads) normalise(Rows<const Tx> x, Shape s, Rows<const float2> statistics,
-                                                      AnyFloats gain, AnyFloats bias, bool silu, Rows<Ty> y) {
+__global__ void __launch_bounds__(kThreads)
+    normalise(Rows<const Tx> x, Shape s, Rows<const float2> statistics, AnyRows<const std::byte> gain,
+              AnyRows<const std::byte> bias, bool silu, Rows<Ty> y) {
   const int channel = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) * N;
   if (channel >= s.channels) return;
   const int begin = static_cast<int>(blockIdx.y) * kChunk;
   const int end = min(begin + kChunk, s.pixels);
   float mean[N], factor[N], shift[N];
+  gain.load(0, 0, channel, factor);
+  bias.load(0, 0, channel, shift);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
     const float2 m = statistics(blockIdx.z, 0)[(channel + i) / (s.channels / s.groups)];
     mean[i] = m.x;
-    factor[i] = gain[channel + i] * m.y;
-    shift[i] = bias[channel + i];
+    factor[i] *= m.y;
   }
 #pragma unroll 4  // loads in flight
   for (int pixel = begin + static_cast<int>(threadIdx.y); pixel < end; pixel += static_cast<int>(blockDim.y)) {
     float values[N];
-    load_run(x(blockIdx.z, pixel) + channel, values);
+    load<N>(x(blockIdx.z, pixel) + channel, values);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const float v = (values[i] - mean[i]) * factor[i] + shift[i];
       values[i] = silu ? v / (1.0F + __expf(-v)) : v;
     }
-    store_run(values, y(blockIdx.z, pixel) + channel);
+    store<N>(y(blockIdx.z, pixel) + channel, values);
   }
 }
 
@@ -137,7 +126,7 @@ void launch(const GroupNorm& p, View moments, View statistics, cudaStream_t stre
   group_moments<<<dim3(static_cast<unsigned>(s.groups), batch), kThreads, 0, stream>>>(
       m_read, s, static_cast<int>(moments.rows), share, p.epsilon, g);
   check_launch("group_moments");
-  normalise<Tx, Ty, N><<<grid, block, 0, stream>>>(rows_of<Tx>(p.x), s, g_read, AnyFloats(p.gain), AnyFloats(p.bias),
+  normalise<Tx, Ty, N><<<grid, block, 0, stream>>>(rows_of<Tx>(p.x), s, g_read, any_rows(p.gain), any_rows(p.bias),
                                                    p.silu, rows_of<Ty>(p.y));
   check_launch("normalise");
 }
@@ -153,16 +142,8 @@ void CudaOps::group_norm(const GroupNorm& p) {
   const View moments = scratch.take(DType::F32, p.x.batch, ceil_div(p.x.rows, kChunk), 2 * p.x.cols);
   const View statistics = scratch.take(DType::F32, p.x.batch, 1, 2 * p.groups);
   if (scratch.rehearsing()) return;
-  const bool runs = in_runs(p.x) && in_runs(p.y);
-  with_type(p.x.dtype, [&]<class Tx>() {
-    with_type(p.y.dtype, [&]<class Ty>() {
-      if (runs) {
-        launch<Tx, Ty, kRun>(p, moments, statistics, stream_);
-      } else {
-        launch<Tx, Ty, 1>(p, moments, statistics, stream_);
-      }
-    });
-  });
+  with_types(p.x.dtype, p.y.dtype, wide({p.x, p.y, p.gain, p.bias}),
+             [&]<class Tx, class Ty, int N>() { launch<Tx, Ty, N>(p, moments, statistics, stream_); });
 }
 
 }  // namespace squareq::cuda

@@ -2,6 +2,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/few_rows.h"
+#include "kernels/cuda/lora_products.h"
 #include "kernels/cuda/pack.cuh"
 
 namespace squareq::cuda {
@@ -127,22 +128,27 @@ ConstView CudaOps::as_bf16(Scratch& scratch, ConstView x, std::vector<std::pair<
   return converted;
 }
 
+// Adapters stacked in scratch.
+StackedAdapters CudaOps::take_stacked(Scratch& scratch, std::span<const LoraBranch> lora, const Weight& weight) {
+  const std::int64_t ranks = adapter_columns(lora);
+  return {.a = scratch.take(DType::BF16, 1, ranks, weight.in()),
+          .b = scratch.take(DType::BF16, 1, ranks, weight.out())};
+}
+
 void CudaOps::linear(const LinearForward& p) {
   check_shapes(p.x, p.weight.in(), p.weight, p.lora);
   const bool output = p.y || p.act || p.sum;
   if (few_float_rows({p.x, p.y, p.u}) && !p.act && !p.sum) return few_rows_linear(p);
+  if (output && computes_in_int8(p.weight, p.x, {p.y, p.act, p.residual, p.sum})) return linear_w8a8(p);
 
   Scratch scratch(*this);
+  const bool adapted = !p.lora.empty();
   const View workspace = scratch.take(DType::U8, 1, 1, GemmPlans::kWorkspace);
   std::vector<std::pair<ConstView, View>> conversions;
   const ConstView x = as_bf16(scratch, p.x, conversions);
-  std::vector<ConstView> a, b;
-  for (const LoraBranch& branch : p.lora) {
-    a.push_back(as_bf16(scratch, branch.a, conversions));
-    b.push_back(as_bf16(scratch, branch.b, conversions));
-  }
-  const bool own_u = !p.u || p.u.dtype != DType::BF16;
-  const View u = own_u ? scratch.take(DType::BF16, p.x.batch, p.x.rows, rank_sum(p.lora)) : p.u;
+  const StackedAdapters stacked = take_stacked(scratch, p.lora, p.weight);
+  const bool own_u = adapted && (!p.u || p.u.dtype != DType::BF16);
+  const View u = own_u ? scratch.take(DType::BF16, p.x.batch, p.x.rows, adapter_columns(p.lora)) : p.u;
   View y = p.y;
   if (!y && output) y = scratch.take(activation_type(), p.x.batch, p.x.rows, p.weight.out());
   View bias;
@@ -155,39 +161,56 @@ void CudaOps::linear(const LinearForward& p) {
   }
   if (scratch.rehearsing()) return;
 
-  {
-    const ProfileSpan span = timed(KernelFamily::kAdapter, 0.0);
-    for (const auto& [from, to] : conversions) convert(from, to, Accumulate::kNo);
+  convert_all(conversions);
+  if (adapted) {
+    const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}) + (output ? traffic({y}) : 0.0));
+    stack_adapters(p.lora, stacked, stream_);
+    project_down(x, stacked.a, u, stream_);
+    if (own_u && p.u) convert(u, p.u, Accumulate::kNo);
+    // The product with the weight then adds to this: so y is read while that product computes, not in a pass of its
+    // own.
+    if (output) product(u, shared_matrix(stacked.b), Transpose::kNo, 0.0F, y, workspace);
   }
-  std::int64_t column = 0;
-  const auto down = [&](std::size_t i) {
-    const View part = u.col_slice(column, p.lora[i].rank());
-    column += p.lora[i].rank();
-    return part;
-  };
-  for (std::size_t i = 0; i < p.lora.size(); ++i) {
-    const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}));
-    product(x, shared_matrix(a[i]), Transpose::kYes, 1.0F, 0.0F, down(i), workspace);
-  }
-  if (own_u && p.u) copy(u, p.u, Accumulate::kNo);
   if (!output) return;
 
   if (expanded) expand_weight(p.weight, expanded);
-  if (bias) copy(p.weight.bias, bias, Accumulate::kNo);
+  if (bias) convert(p.weight.bias, bias, Accumulate::kNo);
   {
     const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(y, x.cols));
-    product(x, shared_matrix(weight), Transpose::kYes, 1.0F, 0.0F, y, workspace, bias.data);
-  }
-  column = 0;
-  for (std::size_t i = 0; i < p.lora.size(); ++i) {
-    const LoraBranch& branch = p.lora[i];
-    const ProfileSpan span = timed(KernelFamily::kAdapter, 2 * traffic({y}));
-    product(down(i), shared_matrix(b[i]), Transpose::kYes, branch.scale, 1.0F,
-            y.col_slice(branch.row_begin, branch.b.rows), workspace);
+    product(x, shared_matrix(weight), Transpose::kYes, adapted ? 1.0F : 0.0F, y, workspace, bias.data);
   }
   if (p.act) activation(Activation::kGeluTanh, y.col_slice(p.gelu_begin, y.cols - p.gelu_begin), {}, p.act);
-  const ProfileSpan span = timed(KernelFamily::kElementwise, p.sum ? traffic({p.residual, y, p.sum}) : 0.0);
-  if (p.sum) add_gated(p.residual, p.gate, y, p.sum, stream_);
+  if (p.sum) {
+    const ProfileSpan span = timed(KernelFamily::kElementwise, traffic({p.residual, y, p.sum}));
+    add_gated(p.residual, p.gate, y, p.sum, stream_);
+  }
+}
+
+CudaOps::AdapterScratch CudaOps::take_adapters(Scratch& scratch, const LinearBackward& p, bool trained,
+                                               std::vector<std::pair<ConstView, View>>& conversions) {
+  const std::int64_t ranks = adapter_columns(p.lora);
+  AdapterScratch adapters;
+  if (trained) {
+    adapters.x = as_bf16(scratch, p.x, conversions);
+    adapters.u = as_bf16(scratch, p.u, conversions);
+    adapters.da = scratch.take(DType::F32, outer_pieces(p.x), ranks, p.x.cols);
+    adapters.db = scratch.take(DType::F32, outer_pieces(p.dy), ranks, p.dy.cols);
+  }
+  adapters.stacked = take_stacked(scratch, p.lora, p.weight);
+  adapters.du = scratch.take(DType::BF16, p.dy.batch, p.dy.rows, ranks);
+  return adapters;
+}
+
+// Stacks the adapters, computes du and adds to the gradients of those that are trained.
+void CudaOps::adapter_gradients(const LinearBackward& p, const ConstView& dy, const AdapterScratch& adapters) {
+  const ProfileSpan span =
+      timed(KernelFamily::kAdapter, adapters.da ? 2 * traffic({dy}) + traffic({adapters.x}) : traffic({dy}));
+  stack_adapters(p.lora, adapters.stacked, stream_);
+  project_down(dy, adapters.stacked.b, adapters.du, stream_);
+  if (!adapters.da) return;
+  sum_outer(adapters.du, adapters.x, adapters.da, stream_);
+  sum_outer(adapters.u, dy, adapters.db, stream_);
+  add_adapter_gradients(p.lora, adapters.da, adapters.db, stream_);
 }
 
 void CudaOps::linear_backward(const LinearBackward& p) {
@@ -196,20 +219,14 @@ void CudaOps::linear_backward(const LinearBackward& p) {
   for (const LoraBranch& branch : p.lora) trained |= branch.trained();
   if (!p.dx && !trained) return;
   if (few_float_rows({p.dy, p.dx, p.x, p.u})) return few_rows_linear_backward(p);
+  if (p.dx && computes_in_int8(p.weight, p.dy, {p.dx})) return linear_backward_w8a8(p);
 
   Scratch scratch(*this);
+  const bool adapted = !p.lora.empty();
   const View workspace = scratch.take(DType::U8, 1, 1, GemmPlans::kWorkspace);
   std::vector<std::pair<ConstView, View>> conversions;
   const ConstView dy = as_bf16(scratch, p.dy, conversions);
-  const ConstView x = trained ? as_bf16(scratch, p.x, conversions) : ConstView{};
-  const ConstView u = trained ? as_bf16(scratch, p.u, conversions) : ConstView{};
-  std::vector<ConstView> a, b;
-  std::vector<View> du;
-  for (const LoraBranch& branch : p.lora) {
-    a.push_back(as_bf16(scratch, branch.a, conversions));
-    b.push_back(as_bf16(scratch, branch.b, conversions));
-    du.push_back(scratch.take(DType::BF16, dy.batch, dy.rows, branch.rank()));
-  }
+  const AdapterScratch adapters = take_adapters(scratch, p, trained, conversions);
   ConstView weight = p.weight.values;
   View expanded;
   if (p.dx && weight.dtype != DType::BF16) {
@@ -218,33 +235,18 @@ void CudaOps::linear_backward(const LinearBackward& p) {
   }
   if (scratch.rehearsing()) return;
 
-  {
-    const ProfileSpan span = timed(KernelFamily::kAdapter, 0.0);
-    for (const auto& [from, to] : conversions) convert(from, to, Accumulate::kNo);
-  }
-  std::int64_t column = 0;
-  for (std::size_t i = 0; i < p.lora.size(); ++i) {
-    const LoraBranch& branch = p.lora[i];
-    const ProfileSpan span = timed(KernelFamily::kAdapter, 2 * traffic({dy}) + traffic({x}));
-    const ConstView dy_rows = dy.col_slice(branch.row_begin, branch.b.rows);
-    product(dy_rows, shared_matrix(b[i]), Transpose::kNo, branch.scale, 0.0F, du[i], workspace);
-    if (branch.trained()) {
-      add_outer(du[i], x, 1.0F, branch.da, workspace);
-      add_outer(dy_rows, u.col_slice(column, branch.rank()), branch.scale, branch.db, workspace);
-    }
-    column += branch.rank();
+  convert_all(conversions);
+  float beta = p.accumulate == Accumulate::kYes ? 1.0F : 0.0F;
+  if (adapted) {
+    adapter_gradients(p, dy, adapters);
+    const ProfileSpan span = timed(KernelFamily::kAdapter, p.dx ? traffic({p.dx}) : 0.0);
+    if (p.dx) product(adapters.du, shared_matrix(adapters.stacked.a), Transpose::kNo, beta, p.dx, workspace);
+    beta = 1.0F;
   }
   if (!p.dx) return;
   if (expanded) expand_weight(p.weight, expanded);
-  {
-    const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(p.dx, dy.cols));
-    product(dy, shared_matrix(weight), Transpose::kNo, 1.0F, p.accumulate == Accumulate::kYes ? 1.0F : 0.0F, p.dx,
-            workspace);
-  }
-  for (std::size_t i = 0; i < p.lora.size(); ++i) {
-    const ProfileSpan span = timed(KernelFamily::kAdapter, 2 * traffic({p.dx}));
-    product(du[i], shared_matrix(a[i]), Transpose::kNo, 1.0F, 1.0F, p.dx, workspace);
-  }
+  const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(p.dx, dy.cols));
+  product(dy, shared_matrix(weight), Transpose::kNo, beta, p.dx, workspace);
 }
 
 void CudaOps::expand_weight(const Weight& weight, View out) {
@@ -253,8 +255,12 @@ void CudaOps::expand_weight(const Weight& weight, View out) {
   convert(weight.values, out, Accumulate::kNo);
 }
 
-// y = alpha * x op(w) + beta * y + bias.
-void CudaOps::product(ConstView x, GemmMatrix w, Transpose transpose, float alpha, float beta, View y, View workspace,
+void CudaOps::convert_all(const std::vector<std::pair<ConstView, View>>& conversions) {
+  for (const auto& [from, to] : conversions) copy(from, to, Accumulate::kNo);
+}
+
+// y = x op(w) + beta * y + bias.
+void CudaOps::product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, View workspace,
                       const void* bias) {
   if (as_matrix(x).batch == 1 && as_matrix(y).batch == 1) {
     x = as_matrix(x);
@@ -265,34 +271,12 @@ void CudaOps::product(ConstView x, GemmMatrix w, Transpose transpose, float alph
              .m = y.rows,
              .n = y.cols,
              .k = x.cols,
-             .alpha = alpha,
              .a = matrix(x),
              .b = w,
              .beta = beta,
              .c = matrix(y),
              .bias = bias},
             workspace);
-}
-
-// out [m, n] += alpha * left^T right, summed over the rows of all samples in order.
-void CudaOps::add_outer(ConstView left, ConstView right, float alpha, View out, View workspace) {
-  if (as_matrix(left).batch == 1 && as_matrix(right).batch == 1) {
-    left = as_matrix(left);
-    right = as_matrix(right);
-  }
-  for (std::int64_t sample = 0; sample < left.batch; ++sample) {
-    const ConstView l = left.batch_slice(sample, 1);
-    gemm_.run({.transpose_a = Transpose::kYes,
-               .m = left.cols,
-               .n = right.cols,
-               .k = left.rows,
-               .alpha = alpha,
-               .a = matrix(l),
-               .b = matrix(right.batch_slice(sample, 1)),
-               .beta = 1.0F,
-               .c = matrix(out)},
-              workspace);
-  }
 }
 
 void CudaOps::few_rows_linear(const LinearForward& p) {
@@ -313,21 +297,32 @@ void CudaOps::few_rows_linear(const LinearForward& p) {
 }
 
 void CudaOps::few_rows_linear_backward(const LinearBackward& p) {
+  const std::int64_t rows = p.dy.batch * p.dy.rows;
   Scratch scratch(*this);
   const View du = scratch.take(DType::F32, p.dy.batch, p.dy.rows, rank_sum(p.lora));
+  std::int64_t largest = 0;
+  const auto foresee = [&](const Weight& weight) {
+    largest = std::max(largest, few_rows_shares(rows, weight) * rows * weight.in());
+  };
+  if (p.dx) foresee(p.weight);
+  for (const LoraBranch& branch : p.lora) {
+    foresee(plain(branch.b));
+    if (p.dx) foresee(plain(branch.a));
+  }
+  const View pieces = scratch.take(DType::F32, 1, 1, largest);
   if (scratch.rehearsing()) return;
   const ProfileSpan span = timed(KernelFamily::kFewRows, p.dx ? traffic({p.weight.values}) : 0.0);
-  if (p.dx) few_rows_backward(p.dy, p.weight, 1.0F, p.accumulate, p.dx, stream_);
+  if (p.dx) few_rows_backward(p.dy, p.weight, 1.0F, p.accumulate, p.dx, pieces, stream_);
   std::int64_t column = 0;
   for (const LoraBranch& branch : p.lora) {
     const View part = du.col_slice(column, branch.rank());
     const ConstView dy = p.dy.col_slice(branch.row_begin, branch.b.rows);
-    few_rows_backward(dy, plain(branch.b), branch.scale, Accumulate::kNo, part, stream_);
+    few_rows_backward(dy, plain(branch.b), branch.scale, Accumulate::kNo, part, pieces, stream_);
     if (branch.trained()) {
       few_rows_outer(part, p.x, 1.0F, branch.da, stream_);
       few_rows_outer(dy, p.u.col_slice(column, branch.rank()), branch.scale, branch.db, stream_);
     }
-    if (p.dx) few_rows_backward(part, plain(branch.a), 1.0F, Accumulate::kYes, p.dx, stream_);
+    if (p.dx) few_rows_backward(part, plain(branch.a), 1.0F, Accumulate::kYes, p.dx, pieces, stream_);
     column += branch.rank();
   }
 }

@@ -68,6 +68,11 @@ struct AnyRows {
       cuda::load<N>(at<__half>(b, r, c), values);
     }
   }
+  __device__ float value(std::int64_t b, std::int64_t r, std::int64_t c) const {
+    float one[1];
+    load(b, r, c, one);
+    return one[0];
+  }
   template <int N>
   __device__ void store(std::int64_t b, std::int64_t r, std::int64_t c, const float (&values)[N]) const {
     if (dtype == DType::BF16) {

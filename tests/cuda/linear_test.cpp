@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstring>
 
 #include "tests/cuda/harness.h"
@@ -96,7 +97,10 @@ void run(const Case& c) {
   }
   const bool few = c.batch * c.rows <= 16 && c.x == DType::F32 && c.y == DType::F32;
   const DType u_type = few ? DType::F32 : DType::BF16;
-  Twin x(c.batch, c.rows, c.in, 40, c.x, c.pad), u(c.batch, c.rows, c.adapters ? 14 : 0, 41, u_type);
+  Twin x(c.batch, c.rows, c.in, 40, c.x, c.pad), u(c.batch, c.rows, c.adapters ? 16 : 0, 41, u_type);
+  constexpr std::int64_t kRanks = 14;  // the padding after them is zeros on the GPU and not written on the CPU
+  for (std::int64_t r = 0; r < u.cpu.batch * u.cpu.rows && c.adapters; ++r)
+    std::fill_n(u.cpu.f32(0, r) + kRanks, 2, 0.0F);
   Twin y(c.batch, c.rows, c.out, 42, c.y, c.pad), act(c.batch, c.rows, c.out / 2, 43, DType::BF16, c.pad);
   Twin gate(c.batch, 1, c.out, 44, DType::F32), residual(c.batch, c.rows, c.out, 45, c.y, c.pad);
   Twin sum(c.batch, c.rows, c.out, 46, c.y, c.pad);

@@ -58,7 +58,7 @@ TEST_CASE("config: every field is read") {
     "transformer": "/models/flux.safetensors", "vae": "ae", "clip": "clip_l", "t5": "t5xxl", "tokenizers": "tok",
     "quantize": "none", "axes_dims_rope": [8, 28, 28], "output_dir": "../out", "name": "pixel", "cache_dir": "c",
     "save_every": 100, "save_dtype": "f32", "log_every": 10, "device": "cpu", "threads": 2,
-    "attention": "portable", "deterministic": false,
+    "attention": "portable", "deterministic": false, "precision": "w8a8",
     "data": {"folder": "d", "resolution": [128, 256], "text_length": 32, "latent": "mean"},
     "lora": {"rank": 8, "alpha": 4, "targets": "all-linear", "split_qkv": true, "init": "gaussian"},
     "training": {"steps": 500, "batch_size": 8, "accumulation": 2, "seed": 18446744073709551615, "learning_rate": 1e-3,
@@ -79,6 +79,7 @@ TEST_CASE("config: every field is read") {
   CHECK(c.threads == 2);
   CHECK(c.compute.attention == DeviceOptions::Kernels::kPortable);
   CHECK_FALSE(c.compute.deterministic);
+  CHECK(c.compute.precision == DeviceOptions::Precision::kW8A8);
   CHECK(c.data.resolution == std::array<std::int64_t, 2>{128, 256});
   CHECK(c.data.text_length == 32);
   CHECK(c.data.latent == DataConfig::Latent::kMean);

@@ -100,7 +100,7 @@ struct Problem {
         residual(c.batch, c.rows, c.out, 64, c.memory),
         sum(c.batch, c.rows, c.out, 65, c.memory),
         dx(c.batch, c.rows, c.in, 66, c.memory),
-        u(c.batch, c.rows, c.adapters ? 6 : 0, 67) {
+        u(c.batch, c.rows, c.adapters ? 16 : 0, 67) {
     if (!c.adapters) return;
     adapters.emplace_back(2, c.in, 0, c.out, 0.5F, true, 70U);
     adapters.emplace_back(3, c.in, c.out / 3, c.out / 2, -1.25F, true, 80U);

@@ -1,0 +1,130 @@
+// Linear layers on INT8 tensor cores (the path w8a8): activations are quantised row by row, scales meet the sums in the
+// product's epilogue, and so do the adapters as one low-rank term. Adapters and their gradients are computed from what
+// was not quantised.
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/few_rows.h"
+#include "kernels/cuda/pack.cuh"
+
+namespace squareq::cuda {
+namespace {
+
+constexpr std::int64_t kWidthStep = 16;  // of INT8 values: rows begin at multiples of 16 bytes
+
+// Do all samples stand at one stride, as one matrix?
+bool joined(const ConstView& v) { return v.batch <= 1 || v.batch_stride == v.rows * v.row_stride; }
+
+// Samples [first, first + samples) as one matrix; nothing of nothing.
+template <class V>
+V matrix_of(V v, std::int64_t first, std::int64_t samples) {
+  if (!v) return v;
+  v = v.batch_slice(first, samples);
+  v.rows *= samples;
+  v.batch = 1;
+  return v;
+}
+
+// Calls f(first, samples): once if the whole batch may be one matrix, else for each sample.
+template <class Function>
+void for_matrices(std::int64_t batch, bool whole, Function f) {
+  const std::int64_t samples = whole ? batch : 1;
+  for (std::int64_t first = 0; first < batch; first += samples) f(first, samples);
+}
+
+}  // namespace
+
+// Decided by types and shapes alone. Few rows gain nothing, and other widths would need padded copies.
+bool CudaOps::computes_in_int8(const Weight& weight, ConstView rows, std::initializer_list<ConstView> outputs) const {
+  return options_.precision == DeviceOptions::Precision::kW8A8 && weight.codec == Codec::kInt8Rows &&
+         rows.batch * rows.rows > kFewRows && weight.in() % kWidthStep == 0 && weight.out() % kWidthStep == 0 &&
+         std::all_of(outputs.begin(), outputs.end(), [](const ConstView& v) { return !v || v.dtype == DType::BF16; });
+}
+
+QuantisedRows CudaOps::take_quantised(Scratch& scratch, const ConstView& x) {
+  const std::int64_t rows = x.batch * x.rows;
+  return {scratch.take(DType::I8, 1, rows, x.cols), scratch.take(DType::F32, 1, 1, rows)};
+}
+
+void CudaOps::linear_w8a8(const LinearForward& p) {
+  Scratch scratch(*this);
+  const bool adapted = !p.lora.empty();
+  std::vector<std::pair<ConstView, View>> conversions;
+  const ConstView x = as_bf16(scratch, p.x, conversions);
+  const StackedAdapters stacked = take_stacked(scratch, p.lora, p.weight);
+  const bool own_u = adapted && (!p.u || p.u.dtype != DType::BF16);
+  const View u = own_u ? scratch.take(DType::BF16, x.batch, x.rows, adapter_columns(p.lora)) : p.u;
+  const QuantisedRows quantised = take_quantised(scratch, x);
+  if (scratch.rehearsing()) return;
+
+  convert_all(conversions);
+  if (adapted) {
+    const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}));
+    stack_adapters(p.lora, stacked, stream_);
+    project_down(x, stacked.a, u, stream_);
+    if (own_u && p.u) convert(u, p.u, Accumulate::kNo);
+  }
+  quantise(x, {}, quantised);
+  const ProfileSpan span = timed(
+      KernelFamily::kLinear, 2.0 * static_cast<double>(quantised.values.count()) * static_cast<double>(p.weight.out()));
+  const bool whole = joined(u) && joined(p.y) && joined(p.act) && !p.sum;
+  for_matrices(x.batch, whole, [&](std::int64_t first, std::int64_t samples) {
+    const std::int64_t rows = samples * x.rows;
+    fused_gemm({.a = quantised.values.row_slice(first * x.rows, rows),
+                .b = p.weight.values,
+                .a_scale = quantised.scales.col_slice(first * x.rows, rows),
+                .b_scale = p.weight.scales,
+                .u = adapted ? matrix_of(ConstView(u), first, samples) : ConstView{},
+                .v = adapted ? stacked.b : View{},
+                .transpose_v = Transpose::kNo,
+                .bias = p.weight.bias,
+                .y = matrix_of(p.y, first, samples),
+                .act = matrix_of(p.act, first, samples),
+                .gelu_begin = p.gelu_begin,
+                .gate = matrix_of(p.gate, first, samples),
+                .residual = matrix_of(p.residual, first, samples),
+                .sum = matrix_of(p.sum, first, samples)},
+               tensor_cores_, stream_);
+  });
+}
+
+void CudaOps::linear_backward_w8a8(const LinearBackward& p) {
+  const bool adapted = !p.lora.empty();
+  const bool trained =
+      std::any_of(p.lora.begin(), p.lora.end(), [](const LoraBranch& branch) { return branch.trained(); });
+  Scratch scratch(*this);
+  std::vector<std::pair<ConstView, View>> conversions;
+  const ConstView dy = as_bf16(scratch, p.dy, conversions);
+  const AdapterScratch adapters = take_adapters(scratch, p, trained, conversions);
+  const QuantisedRows quantised = take_quantised(scratch, dy);
+  const View weight = scratch.take(DType::I8, 1, p.weight.in(), p.weight.out());
+  if (scratch.rehearsing()) return;
+
+  convert_all(conversions);
+  if (adapted) adapter_gradients(p, dy, adapters);
+  // The sums run over the weight's rows, so their scales belong to dy.
+  quantise(dy, p.weight.scales, quantised);
+  {
+    const ProfileSpan span = timed(KernelFamily::kConversion, traffic({p.weight.values, weight}));
+    transpose_int8(p.weight.values, weight, stream_);
+  }
+  const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(p.dx, dy.cols));
+  for_matrices(dy.batch, joined(p.dx), [&](std::int64_t first, std::int64_t samples) {
+    const std::int64_t rows = samples * dy.rows;
+    fused_gemm({.a = quantised.values.row_slice(first * dy.rows, rows),
+                .b = weight,
+                .a_scale = quantised.scales.col_slice(first * dy.rows, rows),
+                .u = adapted ? matrix_of(ConstView(adapters.du), first, samples) : ConstView{},
+                .v = adapted ? adapters.stacked.a : View{},
+                .transpose_v = Transpose::kNo,
+                .y = matrix_of(p.dx, first, samples),
+                .accumulate = p.accumulate},
+               tensor_cores_, stream_);
+  });
+}
+
+void CudaOps::quantise(const ConstView& x, const ConstView& factors, const QuantisedRows& to) {
+  const ProfileSpan span = timed(KernelFamily::kConversion, traffic({x, to.values}));
+  quantise_rows(x, factors, to, stream_);
+}
+
+}  // namespace squareq::cuda
