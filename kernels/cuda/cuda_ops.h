@@ -24,6 +24,9 @@ class CudaOps : public Ops {
   DType activation_type() const override { return DType::BF16; }
   std::size_t scratch_need(const std::function<void()>& calls) override;
   void use_scratch(View scratch) override { scratch_ = scratch; }
+  void tune(View memory) override { gemm_.tune(memory); }
+  std::string kernel_choices() const override { return gemm_.choices(); }
+  void restore_kernel_choices(std::string_view choices) override { gemm_.restore(choices); }
 
   void linear(const LinearForward&) override;
   void linear_backward(const LinearBackward&) override;
@@ -103,8 +106,7 @@ class CudaOps : public Ops {
   void expand_weight(const Weight& weight, View out);
   void convert_all(const std::vector<std::pair<ConstView, View>>& conversions);
   StackedAdapters take_stacked(Scratch& scratch, std::span<const LoraBranch> lora, const Weight& weight);
-  void product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, View workspace,
-               const void* bias = nullptr);
+  static Gemm product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, View bias = {});
   void few_rows_linear(const LinearForward& p);
   void few_rows_linear_backward(const LinearBackward& p);
 
