@@ -35,6 +35,9 @@ class CudaOps : public Ops {
   DType activation_type() const override { return DType::BF16; }
   std::size_t scratch_need(const std::function<void()>& calls) override;
   void use_scratch(View scratch) override { scratch_ = scratch; }
+  void tune(View memory) override { gemm_.tune(memory); }
+  std::string kernel_choices() const override { return gemm_.choices(); }
+  void restore_kernel_choices(std::string_view choices) override { gemm_.restore(choices); }
 
   void linear(const LinearForward&) override;
   void linear_backward(const LinearBackward&) override;
@@ -138,8 +141,7 @@ class CudaOps : public Ops {
   AdapterScratch take_adapters(Scratch& scratch, const LinearBackward& p, bool trained,
                                std::vector<std::pair<ConstView, View>>& conversions);
   void adapter_gradients(const LinearBackward& p, const ConstView& dy, const AdapterScratch& adapters);
-  void product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, View workspace,
-               const void* bias = nullptr);
+  static Gemm product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, View bias = {});
   bool computes_in_int8(const Weight& weight, ConstView rows, std::initializer_list<ConstView> outputs) const;
   static QuantisedRows take_quantised(Scratch& scratch, const ConstView& x);
   void quantise(const ConstView& x, const ConstView& factors, const QuantisedRows& to);
