@@ -106,7 +106,7 @@ class CudaOps : public Ops {
   void expand_weight(const Weight& weight, View out);
   void convert_all(const std::vector<std::pair<ConstView, View>>& conversions);
   StackedAdapters take_stacked(Scratch& scratch, std::span<const LoraBranch> lora, const Weight& weight);
-  static Gemm product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, View bias = {});
+  static Gemm product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, ConstView bias = {});
   void few_rows_linear(const LinearForward& p);
   void few_rows_linear_backward(const LinearBackward& p);
 
