@@ -139,7 +139,7 @@ int main(int argc, char** argv) {
 
   return squareq::run_program(app, argc, argv, [&] {
     parity.threads = replay.threads = speed.threads = threads;
-    parity.compute = replay.compute = speed.compute = compute;
+    parity.compute = replay.compute = speed.compute = operations.compute = compute;
     parity.device = replay.device = speed.device = operations.device = device;
     speed.json = operations.json = json;
     if (*parity_command) return report(run_parity(parity), json);

@@ -9,6 +9,7 @@
 
 #include "apps/program.h"
 #include "engine/config.h"
+#include "engine/kernel_cache.h"
 #include "engine/lora_export.h"
 #include "engine/pipeline.h"
 #include "engine/trainer.h"
@@ -30,6 +31,7 @@ int train(const std::string& config_path) {
   const ModelParts parts = configured_parts(config);
   const std::unique_ptr<Device> device = open_device(config.device, config.threads, config.compute);
   fs::create_directories(config.output_dir);
+  load_kernel_choices(device->ops(), config.cache_dir);
 
   const std::string slab_path =
       ensure_slab({.checkpoint = parts.transformer,
@@ -43,6 +45,7 @@ int train(const std::string& config_path) {
   const std::size_t pictures = data.examples.size();
   const ScheduleShift shift = read_schedule(parts, slab.flux_shape().guidance);
   Trainer trainer(*device, slab, config, std::move(data), shift);
+  save_kernel_choices(device->ops(), config.cache_dir);
   spdlog::info("{} pictures, {} trained parameters, {} steps of batch {} x {} on {}", pictures,
                trainer.engine().lora().trained_count(), config.training.steps, config.training.batch_size,
                config.training.accumulation, device->name());

@@ -51,7 +51,7 @@ using ConstMatrix = BasicMatrix<const float>;
 // Do all rows of all samples lie at one stride, so that the view is one matrix [batch * rows, cols]?
 inline bool is_matrix(const ConstView& v) { return v.batch == 1 || v.batch_stride == v.rows * v.row_stride; }
 
-class CpuOps final : public Ops {
+class CpuOps : public Ops {
  public:
   explicit CpuOps(int threads);
 

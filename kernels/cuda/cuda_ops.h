@@ -141,7 +141,7 @@ class CudaOps : public Ops {
   AdapterScratch take_adapters(Scratch& scratch, const LinearBackward& p, bool trained,
                                std::vector<std::pair<ConstView, View>>& conversions);
   void adapter_gradients(const LinearBackward& p, const ConstView& dy, const AdapterScratch& adapters);
-  static Gemm product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, View bias = {});
+  static Gemm product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, ConstView bias = {});
   bool computes_in_int8(const Weight& weight, ConstView rows, std::initializer_list<ConstView> outputs) const;
   static QuantisedRows take_quantised(Scratch& scratch, const ConstView& x);
   void quantise(const ConstView& x, const ConstView& factors, const QuantisedRows& to);

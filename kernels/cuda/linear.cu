@@ -141,8 +141,12 @@ void CudaOps::linear(const LinearForward& p) {
   const View u = own_u ? scratch.take(DType::BF16, p.x.batch, p.x.rows, adapter_columns(p.lora)) : p.u;
   View y = p.y;
   if (!y && output) y = scratch.take(activation_type(), p.x.batch, p.x.rows, p.weight.out());
-  View bias;
-  if (p.weight.bias && output) bias = scratch.take(y.dtype, 1, 1, p.weight.out());
+  ConstView bias = output ? p.weight.bias : ConstView{};
+  if (bias && bias.dtype != y.dtype) {
+    const View converted = scratch.take(y.dtype, 1, 1, p.weight.out());
+    conversions.emplace_back(bias, converted);
+    bias = converted;
+  }
   ConstView weight = p.weight.values;
   View expanded;
   if (output && weight.dtype != DType::BF16) {
@@ -170,7 +174,6 @@ void CudaOps::linear(const LinearForward& p) {
   if (!output) return;
 
   if (expanded) expand_weight(p.weight, expanded);
-  if (bias) convert(p.weight.bias, bias, Accumulate::kNo);
   {
     const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(y, x.cols));
     gemm_.run(main, workspace);
@@ -261,7 +264,7 @@ void CudaOps::convert_all(const std::vector<std::pair<ConstView, View>>& convers
 }
 
 // y = x op(w) + beta * y + bias.
-Gemm CudaOps::product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, View bias) {
+Gemm CudaOps::product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, ConstView bias) {
   if (as_matrix(x).batch == 1 && as_matrix(y).batch == 1) {
     x = as_matrix(x);
     y = as_matrix(y);
