@@ -34,7 +34,7 @@ int run_loss(const std::string& config_path, const std::string& lora, std::int64
   if (json) {
     fmt::print("{}\n", nlohmann::json{{"loss", loss}, {"draws", draws}}.dump());
   } else {
-    fmt::print("loss over {} pictures x {} noise levels: {:.6f}\n", data.examples.size(), draws, loss);
+    fmt::print("loss over {} samples x {} noise levels: {:.6f}\n", data.samples.size(), draws, loss);
   }
   return 0;
 }
