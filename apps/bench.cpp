@@ -1,6 +1,7 @@
 // squareq-bench: is it right, and how fast is it?
 #include <CLI/CLI.hpp>
 
+#include "apps/bench/decode.h"
 #include "apps/bench/inference.h"
 #include "apps/bench/parity.h"
 #include "apps/bench/replay.h"
@@ -81,6 +82,10 @@ int main(int argc, char** argv) {
   loss_command->add_option("--lora", lora, "LoRA file, or FILE:STRENGTH");
   loss_command->add_option("--draws", draws, "noise levels for each picture")->check(CLI::Range(1, 100000));
 
+  DecodeOptions decode;
+  auto* decode_command = app.add_subcommand("decode", "rate of decoding JPEG pictures, against libjpeg-turbo alone");
+  decode_command->add_option("FILES", decode.files, "JPEG pictures")->required();
+
   SpeedOptions speed;
   std::int64_t size = 2048;
   auto* gemm_command = app.add_subcommand("gemm", "rate of OpenBLAS alone");
@@ -124,6 +129,10 @@ int main(int argc, char** argv) {
     if (*parity_command) return report(run_parity(parity), json);
     if (*replay_command) return report(run_replay(replay), json);
     if (*tokens_command) return run_tokens(tokens_dir, tokens_file, json);
+    if (*decode_command) {
+      decode.threads = threads;
+      return run_decode(decode, json);
+    }
     if (*loss_command) return run_loss(config, lora, draws, json);
     if (*gemm_command) return run_gemm(size, speed);
     if (*sampling_command) return run_sampling(speed);

@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "apps/program.h"
+#include "apps/train/data_check.h"
 #include "engine/config.h"
 #include "engine/lora_export.h"
 #include "engine/pipeline.h"
@@ -78,6 +79,12 @@ int main(int argc, char** argv) {
   app.add_flag("--config-schema", schema,
                "print a JSON Schema of the settings for editors (configs/schema.json) and stop");
   app.add_flag("--config-reference", reference, "print the documentation of every setting (docs/config.md) and stop");
+  bool check = false;
+  bool json = false;
+  auto* check_data = app.add_flag("--check-data", check,
+                                  "report on pictures and captions, write a contact sheet, and stop; "
+                                  "status 1 if something prevents training");
+  app.add_flag("--json", json, "with --check-data: print JSON")->needs(check_data);
   return squareq::run_program(app, argc, argv, [&] {
     if (reference) {
       fmt::print("{}", squareq::config_reference_markdown());
@@ -88,6 +95,7 @@ int main(int argc, char** argv) {
       return 0;
     }
     if (config.empty()) throw CLI::RequiredError("config");
+    if (check) return squareq::run_data_check(config, json);
     return squareq::train(config);
   });
 }
