@@ -1,6 +1,7 @@
 // squareq-bench: is it right, and how fast is it?
 #include <CLI/CLI.hpp>
 
+#include "apps/bench/data.h"
 #include "apps/bench/decode.h"
 #include "apps/bench/inference.h"
 #include "apps/bench/parity.h"
@@ -82,6 +83,13 @@ int main(int argc, char** argv) {
   loss_command->add_option("--lora", lora, "LoRA file, or FILE:STRENGTH");
   loss_command->add_option("--draws", draws, "noise levels for each picture")->check(CLI::Range(1, 100000));
 
+  std::string data_output;
+  std::int64_t data_steps = 4;
+  auto* data_command = app.add_subcommand("data", "record what the first steps of a run train on");
+  data_command->add_option("CONFIG", config, "as for squareq-train")->required();
+  data_command->add_option("--steps", data_steps)->check(CLI::Range(1, 1000))->capture_default_str();
+  data_command->add_option("-o,--output", data_output, "safetensors file")->required();
+
   DecodeOptions decode;
   auto* decode_command = app.add_subcommand("decode", "rate of decoding JPEG pictures, against libjpeg-turbo alone");
   decode_command->add_option("FILES", decode.files, "JPEG pictures")->required();
@@ -129,6 +137,7 @@ int main(int argc, char** argv) {
     if (*parity_command) return report(run_parity(parity), json);
     if (*replay_command) return report(run_replay(replay), json);
     if (*tokens_command) return run_tokens(tokens_dir, tokens_file, json);
+    if (*data_command) return run_data(config, data_steps, data_output);
     if (*decode_command) {
       decode.threads = threads;
       return run_decode(decode, json);

@@ -88,6 +88,7 @@ DataReport check_data(const TrainConfig& config) {
 }
 
 std::string report_text(const DataReport& report) {
+  constexpr std::int64_t kShown = 20;  // of each kind
   std::string text = fmt::format("{:>9} {:>9}  folder\n", "pictures", "draws");
   for (const FolderUse& use : report.folders) {
     text += fmt::format("{:9} {:9}  {}\n", use.pictures, use.draws, use.folder);
@@ -106,9 +107,13 @@ std::string report_text(const DataReport& report) {
     const std::int64_t count = report.count(fault);
     text += fmt::format("{:9}  {}{}\n", count, name_of(fault),
                         count > 0 && prevents_training(fault) ? " (prevents training)" : "");
+    std::int64_t shown = 0;
     for (const Finding& finding : report.dataset.findings) {
-      if (finding.fault == fault) text += fmt::format("           - {}\n", Error(finding.problem).what());
+      if (finding.fault == fault && shown++ < kShown) {
+        text += fmt::format("           - {}\n", Error(finding.problem).what());
+      }
     }
+    if (shown > kShown) text += fmt::format("           - and {} more (--json lists all)\n", shown - kShown);
   }
   text += report.trainable() ? "\nready to train\n" : "\nnot ready to train\n";
   return text;

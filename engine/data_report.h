@@ -39,10 +39,10 @@ struct DataReport {
   bool trainable() const;
 };
 
-// Reads and decodes every picture. `limit`: T5 tokens of the run where the configuration does not say.
+// Reads and decodes every picture.
 DataReport check_data(const TrainConfig& config);
 
-// A table of all that, for people, with the path of every faulty file.
+// A table of all that, for people, with the first findings of each kind.
 std::string report_text(const DataReport& report);
 
 // The crops of at most `limit` samples, spread evenly over the samples of each bucket, in rows labelled by their size.

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "io/image.h"
+#include "io/large_memory.h"
 #include "kernels/base/error.h"
 
 namespace squareq {
@@ -90,7 +91,7 @@ Image resize_and_crop(const Image& image, int width, int height) {
   const int first_row = rows.front().first;
   const int end_row = rows.back().first + static_cast<int>(rows.back().weights.size());
   // Every source row that is read, at the final width.
-  std::vector<float> narrow(pitch * static_cast<std::size_t>(end_row - first_row));
+  std::vector<float> narrow = large_vector<float>(pitch * static_cast<std::size_t>(end_row - first_row));
   float* to = narrow.data();
   for (int y = first_row; y < end_row; ++y) {
     const std::uint8_t* row = image.rgb.data() + source_pitch * static_cast<std::size_t>(y);
