@@ -3,6 +3,8 @@
 
 #include "apps/bench/attention.h"
 #include "apps/bench/gemm.h"
+#include "apps/bench/data.h"
+#include "apps/bench/decode.h"
 #include "apps/bench/inference.h"
 #include "apps/bench/operations.h"
 #include "apps/bench/parity.h"
@@ -37,7 +39,7 @@ int run_loss(const std::string& config_path, const std::string& lora, std::int64
   if (json) {
     fmt::print("{}\n", nlohmann::json{{"loss", loss}, {"draws", draws}}.dump());
   } else {
-    fmt::print("loss over {} pictures x {} noise levels: {:.6f}\n", data.examples.size(), draws, loss);
+    fmt::print("loss over {} samples x {} noise levels: {:.6f}\n", data.samples.size(), draws, loss);
   }
   return 0;
 }
@@ -83,6 +85,17 @@ int main(int argc, char** argv) {
   loss_command->add_option("CONFIG", config, "as for squareq-train")->required();
   loss_command->add_option("--lora", lora, "LoRA file, or FILE:STRENGTH");
   loss_command->add_option("--draws", draws, "noise levels for each picture")->check(CLI::Range(1, 100000));
+
+  std::string data_output;
+  std::int64_t data_steps = 4;
+  auto* data_command = app.add_subcommand("data", "record what the first steps of a run train on");
+  data_command->add_option("CONFIG", config, "as for squareq-train")->required();
+  data_command->add_option("--steps", data_steps)->check(CLI::Range(1, 1000))->capture_default_str();
+  data_command->add_option("-o,--output", data_output, "safetensors file")->required();
+
+  DecodeOptions decode;
+  auto* decode_command = app.add_subcommand("decode", "rate of decoding JPEG pictures, against libjpeg-turbo alone");
+  decode_command->add_option("FILES", decode.files, "JPEG pictures")->required();
 
   SpeedOptions speed;
   std::int64_t size = 2048;
@@ -145,6 +158,11 @@ int main(int argc, char** argv) {
     if (*parity_command) return report(run_parity(parity), json);
     if (*replay_command) return report(run_replay(replay), json);
     if (*tokens_command) return run_tokens(tokens_dir, tokens_file, json);
+    if (*data_command) return run_data(config, data_steps, data_output);
+    if (*decode_command) {
+      decode.threads = threads;
+      return run_decode(decode, json);
+    }
     if (*loss_command) return run_loss(config, lora, draws, json);
     if (*gemm_command) return run_gemm(size, speed);
     if (*sampling_command) return run_sampling(speed);

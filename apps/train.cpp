@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "apps/program.h"
+#include "apps/train/data_check.h"
 #include "engine/config.h"
 #include "engine/kernel_cache.h"
 #include "engine/lora_export.h"
@@ -42,7 +43,7 @@ int train(const std::string& config_path) {
                    .threads = static_cast<int>(config.threads)});
   const Slab slab(slab_path);
   TrainingSet data = load_training_set(config, parts, slab.flux_shape(), *device);
-  const std::size_t pictures = data.examples.size();
+  const std::int64_t pictures = data.pictures;
   const ScheduleShift shift = read_schedule(parts, slab.flux_shape().guidance);
   Trainer trainer(*device, slab, config, std::move(data), shift);
   save_kernel_choices(device->ops(), config.cache_dir);
@@ -56,8 +57,7 @@ int train(const std::string& config_path) {
   const auto save = [&](std::int64_t steps, bool last) {
     const std::string name = last ? config.name : fmt::format("{}-{:06}", config.name, steps);
     const std::string path = (output / (name + ".safetensors")).string();
-    export_lora(path, trainer.engine(), config,
-                {.steps = steps, .pictures = static_cast<std::int64_t>(pictures), .started = started});
+    export_lora(path, trainer.engine(), config, {.steps = steps, .pictures = pictures, .started = started});
     spdlog::info("saved {}", path);
   };
   std::signal(SIGINT, request_stop);
@@ -78,13 +78,27 @@ int main(int argc, char** argv) {
   std::string config;
   bool reference = false;
   app.add_option("config", config, "JSON file with the settings of the run");
+  bool schema = false;
+  app.add_flag("--config-schema", schema,
+               "print a JSON Schema of the settings for editors (configs/schema.json) and stop");
   app.add_flag("--config-reference", reference, "print the documentation of every setting (docs/config.md) and stop");
+  bool check = false;
+  bool json = false;
+  auto* check_data = app.add_flag("--check-data", check,
+                                  "report on pictures and captions, write a contact sheet, and stop; "
+                                  "status 1 if something prevents training");
+  app.add_flag("--json", json, "with --check-data: print JSON")->needs(check_data);
   return squareq::run_program(app, argc, argv, [&] {
     if (reference) {
       fmt::print("{}", squareq::config_reference_markdown());
       return 0;
     }
+    if (schema) {
+      fmt::print("{}", squareq::config_schema_json());
+      return 0;
+    }
     if (config.empty()) throw CLI::RequiredError("config");
+    if (check) return squareq::run_data_check(config, json);
     return squareq::train(config);
   });
 }

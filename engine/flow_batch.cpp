@@ -1,5 +1,7 @@
 #include "engine/flow_batch.h"
 
+#include <algorithm>
+
 #include "model/flow_match.h"
 
 namespace squareq {
@@ -13,17 +15,39 @@ void FlowBatch::set(std::int64_t slot, const EncodedExample& example, std::span<
   engine_.device().upload(velocity_.data(), engine_.target().batch_slice(slot, 1));
   engine_.set_sample(slot,
                      {.img = noisy_, .txt = example.text, .y = example.pooled, .sigma = sigma, .guidance = guidance});
+  const auto batch = static_cast<std::size_t>(engine_.state().batch);
+  weights_.resize(batch, 1.0);
+  token_weights_.resize(batch);
+  weights_[static_cast<std::size_t>(slot)] = example.weight;
+  token_weights_[static_cast<std::size_t>(slot)] = example.token_weights;
+}
+
+// Uploads the tokens' weights if one of the examples has any.
+ConstView FlowBatch::token_weights() {
+  const auto masked = [](const std::vector<float>& weights) { return !weights.empty(); };
+  if (std::none_of(token_weights_.begin(), token_weights_.end(), masked)) return {};
+  const View& view = engine_.loss_weights();
+  for (std::size_t slot = 0; slot < token_weights_.size(); ++slot) {
+    std::vector<float> weights = token_weights_[slot];
+    weights.resize(static_cast<std::size_t>(view.rows), 1.0F);
+    engine_.device().upload(weights.data(), view.batch_slice(static_cast<std::int64_t>(slot), 1));
+  }
+  return view;
 }
 
 std::vector<float> FlowBatch::loss(float gradient_weight, View dprediction) {
   engine_.forward();
-  std::vector<float> loss(static_cast<std::size_t>(engine_.state().batch));
-  const std::vector<float> weights(loss.size(), gradient_weight);
+  std::vector<float> loss(weights_.size());
+  std::vector<float> gradient_weights;
+  for (const double weight : weights_)
+    gradient_weights.push_back(static_cast<float>(static_cast<double>(gradient_weight) * weight));
   engine_.device().ops().flow_loss({.prediction = engine_.state().prediction,
                                     .target = engine_.target(),
-                                    .gradient_weight = weights,
+                                    .weight = token_weights(),
+                                    .gradient_weight = gradient_weights,
                                     .loss = loss,
                                     .dprediction = dprediction});
+  for (std::size_t slot = 0; slot < loss.size(); ++slot) loss[slot] *= static_cast<float>(weights_[slot]);
   return loss;
 }
 

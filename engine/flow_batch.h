@@ -6,21 +6,9 @@
 #include <vector>
 
 #include "engine/flux_engine.h"
+#include "engine/training_set.h"
 
 namespace squareq {
-
-// One picture with its caption, ready for the transformer.
-struct EncodedExample {
-  std::vector<float> latent;  // packed [tokens, 4 z], normalised
-  std::vector<float> text;    // T5 states [text tokens, width]
-  std::vector<float> pooled;  // CLIP state
-};
-
-struct TrainingSet {
-  std::vector<EncodedExample> examples;
-  Grid grid;  // of every latent
-  std::int64_t text_tokens = 0;
-};
 
 class FlowBatch {
  public:
@@ -31,16 +19,20 @@ class FlowBatch {
   void set(std::int64_t slot, const EncodedExample& example, std::span<const float> noise, double sigma,
            double guidance);
 
-  // Mean squared error of the velocity for every sample. forward() runs the forward pass only; forward_backward() also
-  // the backward pass of gradient_weight times the sum of these losses.
+  // Loss of the velocity for every sample, times the example's weight. forward() runs the forward pass only;
+  // forward_backward() also the backward pass of gradient_weight times the sum of these losses.
   std::vector<float> forward();
   std::vector<float> forward_backward(float gradient_weight);
 
  private:
   std::vector<float> loss(float gradient_weight, View dprediction);
+  ConstView token_weights();
 
   FluxEngine& engine_;
   std::vector<float> noisy_, velocity_;
+  // Of the examples set, by slot.
+  std::vector<double> weights_;
+  std::vector<std::vector<float>> token_weights_;
 };
 
 }  // namespace squareq

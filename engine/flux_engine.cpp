@@ -51,6 +51,7 @@ void FluxEngine::layout(Carver& carver, Shape& shape) {
   flux::layout(carver, shape.state);
   const View& prediction = shape.state.prediction;
   shape.target = carver.take(prediction.dtype, prediction.batch, prediction.rows, prediction.cols);
+  shape.loss_weights = carver.take(DType::F32, prediction.batch, prediction.rows, 1);
   shape.runner->layout(carver);
 }
 
@@ -61,6 +62,7 @@ void FluxEngine::rehearse(Ops& ops) {
     std::vector<float> values(static_cast<std::size_t>(state.batch));
     ops.flow_loss({.prediction = state.prediction,
                    .target = shape.target,
+                   .weight = shape.loss_weights,
                    .gradient_weight = values,
                    .loss = values,
                    .dprediction = state.dprediction});

@@ -35,8 +35,9 @@ class FluxEngine {
   void select(std::size_t sequence);
 
   Device& device() { return device_; }
-  flux::State& state() { return shape().state; }   // of the selected sequence
-  const View& target() { return shape().target; }  // as state().prediction, for whoever computes a loss
+  flux::State& state() { return shape().state; }               // of the selected sequence
+  const View& target() { return shape().target; }              // as state().prediction, for whoever computes a loss
+  const View& loss_weights() { return shape().loss_weights; }  // [B, T, 1] F32, for the same
   LoraSet& lora() { return lora_; }
 
   // One sample's inputs; sizes as in flux::State without the batch axis.
@@ -67,6 +68,7 @@ class FluxEngine {
   struct Shape {
     flux::State state;
     View target;
+    View loss_weights;
     std::unique_ptr<Runner> runner;
     std::vector<float> cosine, sine;  // rotary table, uploaded when the sequence is selected
   };

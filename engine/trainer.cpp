@@ -7,7 +7,6 @@
 #include <cmath>
 #include <numbers>
 
-#include "engine/dataset.h"
 #include "engine/lora_targets.h"
 #include "engine/saved_lora.h"
 #include "kernels/base/error.h"
@@ -35,9 +34,16 @@ TimestepSettings timestep_settings(const TrainingConfig& c, const ScheduleShift&
           .schedule = shift};
 }
 
+// One for every bucket.
+std::vector<Sequence> sequences_of(const TrainingSet& data) {
+  std::vector<Sequence> sequences;
+  for (const Grid& grid : data.grids) sequences.push_back(make_sequence(data.text_tokens, grid));
+  return sequences;
+}
+
 FluxRun training_run(const TrainConfig& config, const TrainingSet& data, const FluxShape& shape) {
   return {.batch = config.training.batch_size,
-          .sequences = {make_sequence(data.text_tokens, data.grid)},
+          .sequences = sequences_of(data),
           .wanted = {.gradients = true},
           .keep = config.training.activation_checkpointing ? Keep::kCheckpoint : Keep::kAll,
           .lora = select_lora_targets(config.lora, shape)};
@@ -85,7 +91,8 @@ Trainer::Trainer(Device& device, const Slab& slab, const TrainConfig& config, Tr
       data_(std::move(data)),
       timesteps_(timestep_settings(config.training, shift)),
       engine_(device, slab, training_run(config, data_, slab.flux_shape())),
-      batch_(engine_) {
+      batch_(engine_),
+      batches_(data_, config.training.seed, config.training.batch_size) {
   engine_.initialise_lora(config.lora.init == LoraConfig::Init::kGaussian ? LoraInit::kGaussian : LoraInit::kKaiming,
                           config.training.seed);
   if (!config.lora.start_from.empty()) start_from_lora(engine_, config.lora.start_from);
@@ -98,9 +105,11 @@ Trainer::StepResult Trainer::step(std::int64_t step) {
   const TrainingConfig& c = config_.training;
   const std::int64_t samples = c.batch_size * c.accumulation;
   StepResult result{.learning_rate = learning_rate(c, step)};
-  std::vector<float> noise(data_.examples.front().latent.size());
+  std::vector<float> noise;
   engine_.zero_gradients();
   for (std::int64_t micro = 0; micro < c.accumulation; ++micro) {
+    const LoadedBatch drawn = batches_.get(static_cast<std::uint64_t>((step - 1) * c.accumulation + micro));
+    engine_.select(drawn.bucket);
     for (std::int64_t slot = 0; slot < c.batch_size; ++slot) {
       const std::int64_t global = (step - 1) * samples + micro * c.batch_size + slot;
       // Not by micro-step: the split of a step into batches does not change what is drawn.
@@ -108,13 +117,13 @@ Trainer::StepResult Trainer::step(std::int64_t step) {
                     .purpose = Purpose::kNoise,
                     .step = static_cast<std::uint32_t>(step),
                     .sample = static_cast<std::uint32_t>(global)};
+      const EncodedExample& example = drawn.examples[static_cast<std::size_t>(slot)];
+      noise.resize(example.latent.size());
       Random(key).fill_normal(noise);
       key.purpose = Purpose::kTimestep;
       Random random(key);
-      const double sigma = sample_sigma(random, timesteps_, data_.grid.tokens());
-      const std::uint32_t index =
-          sample_index(c.seed, static_cast<std::uint64_t>(global), static_cast<std::uint32_t>(data_.examples.size()));
-      batch_.set(slot, data_.examples[index], noise, sigma, c.guidance);
+      const double sigma = sample_sigma(random, timesteps_, data_.grids[drawn.bucket].tokens());
+      batch_.set(slot, example, noise, sigma, c.guidance);
       result.sigma_mean += sigma / static_cast<double>(samples);
     }
     for (const float loss : batch_.forward_backward(1.0F / static_cast<float>(samples))) {
@@ -169,31 +178,48 @@ FixedDrawLoss::FixedDrawLoss(Device& device, const Slab& slab, const TrainingCon
                              std::vector<LoraTarget> lora)
     : config_(config),
       data_(data),
-      engine_(device, slab,
-              {.batch = config.batch_size,
-               .sequences = {make_sequence(data.text_tokens, data.grid)},
-               .lora = std::move(lora)}),
+      engine_(device, slab, {.batch = config.batch_size, .sequences = sequences_of(data), .lora = std::move(lora)}),
       batch_(engine_) {}
 
 double FixedDrawLoss::operator()(std::int64_t draws) {
-  const std::int64_t batch = config_.batch_size;
-  const std::int64_t total = static_cast<std::int64_t>(data_.examples.size()) * draws;
-  std::vector<float> noise(data_.examples.front().latent.size());
+  const auto total = static_cast<std::int64_t>(data_.samples.size()) * draws;
   double sum = 0.0;
-  for (std::int64_t begin = 0; begin < total; begin += batch) {
-    for (std::int64_t slot = 0; slot < batch; ++slot) {
-      const std::int64_t index = std::min(begin + slot, total - 1);  // what fills the last batch does not count
+  for (std::size_t bucket = 0; bucket < data_.grids.size(); ++bucket) {
+    std::vector<std::int64_t> indices;
+    for (std::int64_t i = 0; i < total; ++i) {
+      if (data_.samples[static_cast<std::size_t>(i / draws)].bucket == bucket) indices.push_back(i);
+    }
+    sum += sum_over(bucket, indices, draws);
+  }
+  return sum / static_cast<double>(total);
+}
+
+double FixedDrawLoss::sum_over(std::size_t bucket, const std::vector<std::int64_t>& indices, std::int64_t draws) {
+  const auto batch = static_cast<std::size_t>(config_.batch_size);
+  engine_.select(bucket);
+  std::int64_t loaded = -1;
+  EncodedExample example;
+  std::vector<float> noise;
+  double sum = 0.0;
+  for (std::size_t begin = 0; begin < indices.size(); begin += batch) {
+    for (std::size_t slot = 0; slot < batch; ++slot) {
+      const std::int64_t index = indices[std::min(begin + slot, indices.size() - 1)];  // what fills up does not count
+      if (loaded != index / draws) {
+        loaded = index / draws;
+        example = data_.load({.sample = static_cast<std::uint32_t>(loaded)});
+      }
+      noise.resize(example.latent.size());
       Random({.purpose = Purpose::kTest, .sample = static_cast<std::uint32_t>(index)}).fill_normal(noise);
       const double quantile = (static_cast<double>(index % draws) + 0.5) / static_cast<double>(draws);
       const double sigma = 1.0 / (1.0 + std::exp(-normal_quantile(quantile)));
-      batch_.set(slot, data_.examples[static_cast<std::size_t>(index / draws)], noise, sigma, config_.guidance);
+      batch_.set(static_cast<std::int64_t>(slot), example, noise, sigma, config_.guidance);
     }
     const std::vector<float> loss = batch_.forward();
-    for (std::int64_t slot = 0; slot < std::min(batch, total - begin); ++slot) {
-      sum += static_cast<double>(loss[static_cast<std::size_t>(slot)]);
+    for (std::size_t slot = 0; slot < std::min(batch, indices.size() - begin); ++slot) {
+      sum += static_cast<double>(loss[slot]);
     }
   }
-  return sum / static_cast<double>(total);
+  return sum;
 }
 
 }  // namespace squareq

@@ -10,6 +10,7 @@
 #include "engine/config.h"
 #include "engine/flow_batch.h"
 #include "engine/metrics.h"
+#include "engine/training_set.h"
 #include "model/flow_match.h"
 
 namespace squareq {
@@ -48,6 +49,7 @@ class Trainer {
   TimestepSettings timesteps_;
   FluxEngine engine_;
   FlowBatch batch_;
+  BatchSource batches_;
 };
 
 // Loss that can be compared between adapters: over every picture at `draws` quantiles of sigmoid(normal), with one
@@ -62,6 +64,9 @@ class FixedDrawLoss {
   double operator()(std::int64_t draws);
 
  private:
+  // Of draws that have this bucket's shape, numbered sample x draws + draw.
+  double sum_over(std::size_t bucket, const std::vector<std::int64_t>& indices, std::int64_t draws);
+
   const TrainingConfig& config_;
   const TrainingSet& data_;
   FluxEngine engine_;

@@ -39,7 +39,12 @@ TEST_CASE("config: defaults are the recommended ones") {
   CHECK(c.output_dir == "/runs/output");
   CHECK(c.cache_dir == "/runs/cache");
   CHECK(c.slab.empty());
-  CHECK(c.data.resolution == std::array<std::int64_t, 2>{512, 512});
+  CHECK(c.data.resolution == std::vector<std::int64_t>{512});
+  CHECK(c.data.fixed_size[0] == 0);
+  REQUIRE(c.data.folders.size() == 1);
+  CHECK(c.data.folders[0].folder == "/runs/d");
+  CHECK(c.data.folders[0].repeats == 1);
+  CHECK_FALSE(c.data.upscale);
   CHECK(c.lora.rank == 16);
   CHECK(c.lora.alpha == 16.0);
   CHECK(c.lora.preset == "attention+mlp");
@@ -59,7 +64,10 @@ TEST_CASE("config: every field is read") {
     "quantize": "none", "axes_dims_rope": [8, 28, 28], "output_dir": "../out", "name": "pixel", "cache_dir": "c",
     "save_every": 100, "save_dtype": "f32", "log_every": 10, "device": "cpu", "threads": 2,
     "attention": "portable", "deterministic": false, "precision": "w8a8",
-    "data": {"folder": "d", "resolution": [128, 256], "text_length": 32, "latent": "mean"},
+    "data": {"folder": "d", "resolution": "128x256", "text_length": 32, "upscale": true,
+      "bucket_step": 32, "prior_weight": 0.5, "repeats": 3, "weight": 0.25, "regularisation": true, "flip": true,
+      "alpha_mask": true, "mask_folder": "masks", "mask_floor": 0.1, "default_caption": "a photo", "trigger": "sks",
+      "prefix": "p ", "suffix": " s", "caption_dropout": 0.1, "tag_orders": 4, "keep_tags": 1, "latent": "mean"},
     "lora": {"rank": 8, "alpha": 4, "targets": "all-linear", "split_qkv": true, "init": "gaussian"},
     "training": {"steps": 500, "batch_size": 8, "accumulation": 2, "seed": 18446744073709551615, "learning_rate": 1e-3,
       "lr_schedule": "cosine", "warmup_steps": 5, "betas": [0.8, 0.99], "epsilon": 1e-7, "weight_decay": 0.1,
@@ -80,7 +88,24 @@ TEST_CASE("config: every field is read") {
   CHECK(c.compute.attention == DeviceOptions::Kernels::kPortable);
   CHECK_FALSE(c.compute.deterministic);
   CHECK(c.compute.precision == DeviceOptions::Precision::kW8A8);
-  CHECK(c.data.resolution == std::array<std::int64_t, 2>{128, 256});
+  CHECK(c.data.fixed_size == std::array<std::int64_t, 2>{128, 256});
+  CHECK(c.data.bucket_step == 32);
+  CHECK(c.data.upscale);
+  CHECK(c.data.prior_weight == 0.5);
+  CHECK(c.data.folders.at(0).repeats == 3);
+  CHECK(c.data.folders.at(0).weight == 0.25);
+  CHECK(c.data.folders.at(0).regularisation);
+  CHECK(c.data.folders.at(0).flip);
+  CHECK(c.data.folders.at(0).alpha_mask);
+  CHECK(c.data.folders.at(0).mask_folder == "/runs/masks");
+  CHECK(c.data.folders.at(0).mask_floor == 0.1);
+  CHECK(c.data.folders.at(0).default_caption == "a photo");
+  CHECK(c.data.folders.at(0).trigger == "sks");
+  CHECK(c.data.folders.at(0).prefix == "p ");
+  CHECK(c.data.folders.at(0).suffix == " s");
+  CHECK(c.data.folders.at(0).caption_dropout == 0.1);
+  CHECK(c.data.folders.at(0).tag_orders == 4);
+  CHECK(c.data.folders.at(0).keep_tags == 1);
   CHECK(c.data.text_length == 32);
   CHECK(c.data.latent == DataConfig::Latent::kMean);
   CHECK(c.lora.rank == 8);
@@ -115,6 +140,36 @@ TEST_CASE("config: every field is read") {
       CHECK((field.get(c).is_null() || contains(text, "\"" + field.leaf() + "\"")));
     }
   }
+}
+
+TEST_CASE("config: several folders, each with settings of its own") {
+  const TrainConfig c = parse(R"({"$schema": "schema.json", "model": "m", "data": {
+    "folders": [{"folder": "a", "repeats": 10, "trigger": "sks"}, {"folder": "/b", "regularisation": true}],
+    "resolution": [768, 512], "repeats": 2, "suffix": "."}})");
+  REQUIRE(c.data.folders.size() == 2);
+  CHECK(c.data.folders[0].folder == "/runs/a");
+  CHECK(c.data.folders[0].repeats == 10);
+  CHECK(c.data.folders[0].trigger == "sks");
+  CHECK(c.data.folders[0].suffix == ".");
+  CHECK(c.data.folders[1].folder == "/b");
+  CHECK(c.data.folders[1].repeats == 2);
+  CHECK(c.data.folders[1].regularisation);
+  CHECK(c.data.folders[1].trigger.empty());
+  CHECK(c.data.resolution == std::vector<std::int64_t>{512, 768});
+  const std::string text = to_json(c);
+  CHECK(to_json(parse_train_config(text, "elsewhere/other.json")) == text);
+
+  const auto data = [](const std::string& folders) {
+    return R"({"model": "m", "data": {"resolution": 512, "folders": )" + folders + "}}";
+  };
+  CHECK(refuses(data("[]"), "data.folders", "[]", "a list of 1 to 256"));
+  CHECK(refuses(data("{}"), "data.folders", "a section", "a list of 1 to 256"));
+  CHECK(refuses(data("[3]"), "data.folders[0]", "3", "a section"));
+  CHECK(refuses(data(R"([{"folder": "a"}, {"repeats": 2}])"), "data.folders[1].folder", "nothing", "a path"));
+  CHECK(refuses(data(R"([{"folder": "a", "repeats": 0}])"), "data.folders[0].repeats", "0", "from 1 to 10000"));
+  CHECK(refuses(data(R"([{"folder": "a", "repeat": 1}])"), "data.folders[0].repeat", "unknown", "'data.repeats'"));
+  CHECK(refuses(data(R"([{"folder": "a", "upscale": true}])"), "data.folders[0].upscale", "an unknown name", ""));
+  CHECK(refuses(data(R"([{"folder": "a"}], "folder": "b")"), "data.folders", "both", "one of them"));
 }
 
 TEST_CASE("config: unknown names suggest the nearest one") {
@@ -184,7 +239,8 @@ TEST_CASE("config: values out of range are refused") {
   CHECK(refuses(with(R"("axes_dims_rope": [8, 28, 27])"), "axes_dims_rope", "[8,28,27]", "three even"));
   CHECK(refuses(with(R"("name": "a/b")"), "name", "a/b", "without folder"));
   CHECK(refuses(with(R"("name": "..")"), "name", "..", "without folder"));
-  for (const char* bad : {"100", "[512, 100]", "[512]", "0", "-16", "\"512x512\"", "[512, 512, 512]", "1e400"}) {
+  for (const char* bad : {"100", "[512, 100]", "[]", "0", "-16", "\"512 x 512\"", "\"512x100\"", "\"512x-16\"",
+                          "[512, 512, 512]", "[512, [768]]", "1e400", "48"}) {
     const std::string message =
         refusal(R"({"model": "m", "data": {"folder": "d", "resolution": )" + std::string(bad) + "}}");
     INFO(bad << ": " << message);
@@ -193,6 +249,7 @@ TEST_CASE("config: values out of range are refused") {
 }
 
 TEST_CASE("config: what is required") {
+  CHECK(parse(R"({"model": "m", "data": {"folder": "d", "resolution": [768, 768]}})").data.fixed_size[1] == 768);
   CHECK(contains(refusal("{}"), "field 'data.folder': found nothing, expected a path"));
   CHECK(contains(refusal(R"({"model": "m", "data": {"folder": "d"}})"), "field 'data.resolution': found nothing"));
   const std::string data = R"("data": {"folder": "d", "resolution": 512})";
@@ -260,6 +317,13 @@ TEST_CASE("config: docs/config.md is what the table says") {
     INFO(field.path);
     CHECK(contains(text, "| `" + field.leaf() + "` |"));
     CHECK(!field.doc.empty());
+  }
+  SECTION("and so is configs/schema.json") {
+    CHECK(test::read_file(std::string(TEST_DATA) + "/../../configs/schema.json") == config_schema_json());
+    for (const ConfigField& field : config_fields()) {
+      INFO(field.path);
+      CHECK(!field.schema.empty());
+    }
   }
   SECTION("and its example is valid") {
     const std::size_t begin = text.find("```json\n") + 8;

@@ -82,7 +82,8 @@ TEST_CASE("full disk: records of the cache") {
   const SmallDisk disk(64);
   SKIP_UNLESS_MOUNTED(disk)
   const Cache cache(disk.file("cache"));
-  const CacheKey key = latent_key("picture", "vae", 128, 64, "mean");
+  const CacheKey key =
+      latent_key({.image = "picture", .vae = "vae", .width = 128, .height = 64, .mode = "mean", .mask = {}});
   const Record record{{"latent", {DType::F32, {100'000}, noise(100'000)}}};
   CHECK(contains(message_of<FileError>([&] { cache.store(key, record); }), disk.file("cache/" + key.file_name())));
   CHECK(disk.files() == 0);

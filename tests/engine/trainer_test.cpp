@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "engine/lora_export.h"
 #include "engine/lora_targets.h"
@@ -10,6 +11,7 @@
 #include "io/slab_build.h"
 #include "kernels/base/error.h"
 #include "tests/catch.h"
+#include "tests/engine/memory_set.h"
 #include "tests/engine/tiny_model.h"
 #include "tests/support.h"
 
@@ -18,22 +20,20 @@ using namespace squareq::test;
 
 namespace {
 
-TrainingSet random_set() {
-  TrainingSet set{.grid = {.rows = 2, .cols = 3}, .text_tokens = 5};
+// Four samples of 2 x 3 tokens; `value`, if given, stands first in every latent.
+TrainingSet random_set(std::optional<float> value = std::nullopt) {
+  const Grid grid{.rows = 2, .cols = 3};
+  std::vector<EncodedExample> examples;
   for (std::uint32_t i = 0; i < 4; ++i) {
-    EncodedExample example{
-        .latent = std::vector<float>(6 * 16), .text = std::vector<float>(5 * 48), .pooled = std::vector<float>(24)};
-    fill_random(example.latent, 10 * i);
-    fill_random(example.text, 10 * i + 1);
-    fill_random(example.pooled, 10 * i + 2);
-    set.examples.push_back(std::move(example));
+    examples.push_back(random_example(grid, i));
+    if (value) examples.back().latent[0] = *value;
   }
-  return set;
+  return memory_set({grid}, std::vector<DrawnSample>(4), std::move(examples));
 }
 
 TrainConfig small_config() {
   TrainConfig config;
-  config.data.resolution = {48, 32};
+  config.data.fixed_size = {48, 32};
   config.lora.rank = 4;
   config.lora.alpha = 4.0;
   config.training.steps = 12;
@@ -125,8 +125,7 @@ TEST_CASE("accumulated batches give the step of one large batch") {
 TEST_CASE("a loss that is not finite stops the run and leaves the adapters") {
   Bench bench;
   const TrainConfig config = small_config();
-  TrainingSet data = random_set();
-  for (EncodedExample& example : data.examples) example.latent[0] = std::numeric_limits<float>::quiet_NaN();
+  TrainingSet data = random_set(std::numeric_limits<float>::quiet_NaN());
   Trainer trainer(*bench.device, *bench.slab, config, std::move(data), {});
   const std::vector<float> before = parameters(trainer);
   CHECK(contains(message_of<NumericError>([&] { trainer.step(1); }), "training step 1"));
