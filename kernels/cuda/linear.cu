@@ -167,7 +167,9 @@ void CudaOps::linear(const LinearForward& p) {
   };
   for (std::size_t i = 0; i < p.lora.size(); ++i) {
     const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}));
-    product(x, shared_matrix(a[i]), Transpose::kYes, 1.0F, 0.0F, down(i), workspace);
+    const View part = down(i);
+    product(x, shared_matrix(a[i]), Transpose::kYes, 1.0F, 0.0F, part, workspace);
+    keep_ranks(p.lora[i], part);
   }
   if (own_u && p.u) copy(u, p.u, Accumulate::kNo);
   if (!output) return;
@@ -228,6 +230,7 @@ void CudaOps::linear_backward(const LinearBackward& p) {
     const ProfileSpan span = timed(KernelFamily::kAdapter, 2 * traffic({dy}) + traffic({x}));
     const ConstView dy_rows = dy.col_slice(branch.row_begin, branch.b.rows);
     product(dy_rows, shared_matrix(b[i]), Transpose::kNo, branch.scale, 0.0F, du[i], workspace);
+    keep_ranks(branch, du[i]);
     if (branch.trained()) {
       add_outer(du[i], x, 1.0F, branch.da, workspace);
       add_outer(dy_rows, u.col_slice(column, branch.rank()), branch.scale, branch.db, workspace);
@@ -245,6 +248,10 @@ void CudaOps::linear_backward(const LinearBackward& p) {
     const ProfileSpan span = timed(KernelFamily::kAdapter, 2 * traffic({p.dx}));
     product(du[i], shared_matrix(a[i]), Transpose::kNo, 1.0F, 1.0F, p.dx, workspace);
   }
+}
+
+void CudaOps::keep_ranks(const LoraBranch& branch, View u) {
+  if (branch.keep) gate_backward(u, branch.keep, {}, u, {});
 }
 
 void CudaOps::expand_weight(const Weight& weight, View out) {
@@ -306,6 +313,7 @@ void CudaOps::few_rows_linear(const LinearForward& p) {
     const View part = u.col_slice(column, branch.rank());
     column += branch.rank();
     few_rows(p.x, plain(branch.a), 1.0F, Accumulate::kNo, part, stream_);
+    keep_ranks(branch, part);
     if (!p.y) continue;
     few_rows(part, plain(branch.b), branch.scale, Accumulate::kYes, p.y.col_slice(branch.row_begin, branch.b.rows),
              stream_);
@@ -323,6 +331,7 @@ void CudaOps::few_rows_linear_backward(const LinearBackward& p) {
     const View part = du.col_slice(column, branch.rank());
     const ConstView dy = p.dy.col_slice(branch.row_begin, branch.b.rows);
     few_rows_backward(dy, plain(branch.b), branch.scale, Accumulate::kNo, part, stream_);
+    keep_ranks(branch, part);
     if (branch.trained()) {
       few_rows_outer(part, p.x, 1.0F, branch.da, stream_);
       few_rows_outer(dy, p.u.col_slice(column, branch.rank()), branch.scale, branch.db, stream_);
