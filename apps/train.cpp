@@ -9,9 +9,11 @@
 
 #include "apps/program.h"
 #include "engine/config.h"
+#include "engine/import_config.h"
 #include "engine/lora_export.h"
 #include "engine/pipeline.h"
 #include "engine/trainer.h"
+#include "io/file.h"
 
 namespace squareq {
 namespace fs = std::filesystem;
@@ -67,6 +69,19 @@ int train(const std::string& config_path) {
   return 0;
 }
 
+int import_settings(const std::string& trainer, const std::string& path, const std::string& output) {
+  const ImportedConfig config =
+      import_config(trainer == "kohya" ? ForeignTrainer::kKohya : ForeignTrainer::kAiToolkit, path);
+  if (output.empty()) {
+    fmt::print("{}", config.json);
+    fmt::print(stderr, "{}", import_report(config));
+  } else {
+    write_atomically(output, config.json);
+    fmt::print("{}\n{}", output, import_report(config));
+  }
+  return 0;
+}
+
 }  // namespace
 }  // namespace squareq
 
@@ -74,14 +89,20 @@ int main(int argc, char** argv) {
   CLI::App app("Trains a LoRA for a FLUX.1 model from pictures with captions. docs/config.md explains the settings.");
   std::string config;
   bool reference = false;
-  app.add_option("config", config, "JSON file with the settings of the run");
+  app.add_option("config", config, "JSON file with the settings of the run; with --from, that of the other trainer");
   app.add_flag("--config-reference", reference, "print the documentation of every setting (docs/config.md) and stop");
+  std::string trainer;
+  std::string output;
+  auto* from = app.add_option("--from", trainer, "turn the settings of another trainer into ours, and stop")
+                   ->check(CLI::IsMember({"ai-toolkit", "kohya"}));
+  app.add_option("-o,--output", output, "with --from: file to write; by default standard output")->needs(from);
   return squareq::run_program(app, argc, argv, [&] {
     if (reference) {
       fmt::print("{}", squareq::config_reference_markdown());
       return 0;
     }
     if (config.empty()) throw CLI::RequiredError("config");
+    if (!trainer.empty()) return squareq::import_settings(trainer, config, output);
     return squareq::train(config);
   });
 }

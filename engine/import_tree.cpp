@@ -47,12 +47,15 @@ class Limits {
   int values_ = 0;
 };
 
+// As the reader of our own files has it: what is not negative is unsigned.
+Json integer_value(std::int64_t value) { return value < 0 ? Json(value) : Json(static_cast<std::uint64_t>(value)); }
+
 Json plain_scalar(const YAML::Node& node) {
   bool flag = false;
   std::int64_t integer = 0;
   double number = 0.0;
   if (YAML::convert<bool>::decode(node, flag)) return flag;
-  if (YAML::convert<std::int64_t>::decode(node, integer)) return integer;
+  if (YAML::convert<std::int64_t>::decode(node, integer)) return integer_value(integer);
   if (YAML::convert<double>::decode(node, number)) return number;
   return node.Scalar();
 }
@@ -87,7 +90,7 @@ Json from_toml(const toml::node& node, Limits& limits, int level) {
     for (const toml::node& entry : *array) list.push_back(from_toml(entry, limits, level + 1));
     return list;
   }
-  if (const auto value = node.value_exact<std::int64_t>()) return *value;
+  if (const auto value = node.value_exact<std::int64_t>()) return integer_value(*value);
   if (const auto value = node.value_exact<bool>()) return *value;
   if (const auto value = node.value_exact<double>()) return *value;
   if (const auto value = node.value_exact<std::string>()) return *value;

@@ -1,0 +1,120 @@
+// ai-toolkit: a YAML file with the training process under config.process.
+#include <fmt/format.h>
+
+#include "engine/import_fields.h"
+#include "kernels/base/error.h"
+
+namespace squareq {
+namespace {
+
+using Json = ImportFields::Json;
+
+constexpr const char* kProcess = "config.process[0].";
+
+Json quantize_of(const Json& value) { return value.is_boolean() ? Json(value.get<bool>() ? "int8" : "none") : Json(); }
+
+const std::vector<ImportFields::Rule>& rules() {
+  static const std::vector<ImportFields::Rule> table = {
+      {"training_folder", "output_dir", {}},
+      {"model.name_or_path", "model", {}},
+      {"model.quantize", "quantize", quantize_of},
+      {"network.linear", "lora.rank", {}},
+      {"network.pretrained_lora_path", "lora.start_from", {}},
+      {"save.dtype", "save_dtype", dtype_of},
+      {"save.save_every", "save_every", {}},
+      {"train.batch_size", "training.batch_size", {}},
+      {"train.steps", "training.steps", {}},
+      {"train.gradient_accumulation_steps", "training.accumulation", {}},
+      {"train.gradient_accumulation", "training.accumulation", {}},
+      {"train.gradient_checkpointing", "training.activation_checkpointing", {}},
+      {"train.lr", "training.learning_rate", {}},
+      {"train.lr_scheduler", "training.lr_schedule", schedule_of},
+      {"train.lr_scheduler_params.num_warmup_steps", "training.warmup_steps", {}},
+      {"train.max_grad_norm", "training.max_grad_norm", {}},
+      {"train.optimizer_params.weight_decay", "training.weight_decay", {}},
+      {"train.optimizer_params.betas", "training.betas", {}},
+      {"train.optimizer_params.eps", "training.epsilon", {}},
+      {"train.timestep_type", "training.timestep_sampling",
+       spelled({{"sigmoid", "sigmoid"}, {"linear", "uniform"}, {"flux_shift", "flux_shift"}, {"shift", "flux_shift"}})},
+  };
+  return table;
+}
+
+void import_data(ImportFields& fields) {
+  const std::string first = std::string(kProcess) + "datasets[0].";
+  fields.apply({{"folder_path", "data.folder", {}}, {"dataset_path", "data.folder", {}}}, first);
+  const std::string path = first + "resolution";
+  const Json* resolution = fields.take(path);
+  if (resolution == nullptr) return;
+  if (!resolution->is_array()) {
+    if (!fields.set("data.resolution", *resolution)) fields.leave(path, "data.resolution takes multiples of 16");
+    return;
+  }
+  Json largest;
+  for (const Json& side : *resolution) {
+    if (side.is_number_integer() && (largest.is_null() || side > largest)) largest = side;
+  }
+  if (!fields.set("data.resolution", largest)) {
+    fields.leave(path, "data.resolution takes multiples of 16");
+  } else if (resolution->size() > 1) {
+    fields.remark(path, "the largest one is taken");
+  }
+}
+
+// Words that say what is the case here anyway.
+void take_matching(ImportFields& fields) {
+  const auto expect = [&](const char* name, const Json& value) {
+    const std::string path = kProcess + std::string(name);
+    const Json* found = fields.take(path);
+    if (found != nullptr && *found != value) fields.leave(path, "");
+  };
+  expect("type", "sd_trainer");
+  expect("network.type", "lora");
+  expect("model.is_flux", true);
+  expect("model.arch", "flux");
+  expect("train.train_unet", true);
+  expect("train.train_text_encoder", false);
+  expect("train.noise_scheduler", "flowmatch");
+  expect("train.optimizer", "adamw");
+  expect("datasets[0].caption_ext", "txt");
+  expect("datasets[0].shuffle_tokens", false);
+}
+
+}  // namespace
+
+ImportedConfig import_ai_toolkit(const Json& tree, const std::string& source) {
+  ImportFields fields;
+  fields.add(tree, "");
+  const Json* process = nullptr;
+  if (tree.contains("config") && tree["config"].is_object() && tree["config"].contains("process")) {
+    process = &tree["config"]["process"];
+  }
+  if (process == nullptr || !process->is_array() || process->empty()) {
+    throw FormatError({source, "no config.process", "a job file of ai-toolkit", ""});
+  }
+  fields.apply({{"config.name", "name", {}}}, "");
+  fields.take("job");
+  fields.apply(rules(), kProcess);
+  import_data(fields);
+  take_matching(fields);
+  const std::string linear = std::string(kProcess) + "train.linear_timesteps";
+  if (const Json* value = fields.take(linear); value != nullptr && *value == true) {
+    fields.set("training.timestep_sampling", "uniform");
+    fields.remark(linear, "noise levels are drawn uniformly; the weight by noise level is left out");
+  }
+  // For FLUX it takes alpha = rank whatever the file says, and so does a missing lora.alpha here.
+  const std::string alpha = std::string(kProcess) + "network.linear_alpha";
+  const Json* rank = fields.take(std::string(kProcess) + "network.linear");
+  if (const Json* value = fields.take(alpha); value != nullptr && (rank == nullptr || *value != *rank)) {
+    fields.remark(alpha, "ai-toolkit trains FLUX with alpha = rank whatever is set, and so does the result");
+  }
+  // Its adapters sit on every linear of the blocks, with q, k and v apart.
+  fields.set("lora.targets", "all-linear");
+  fields.set("lora.split_qkv", true);
+  fields.set_default("lora.rank", 4, "ai-toolkit");
+  fields.set_default("training.learning_rate", 1e-6, "ai-toolkit");
+  fields.set_default("training.timestep_sampling", "sigmoid", "ai-toolkit");
+  return fields.finish();
+}
+
+}  // namespace squareq

@@ -1,0 +1,74 @@
+// The settings of another trainer as a list of fields, which are taken one by one; what is left is reported.
+#pragma once
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "engine/config.h"
+#include "engine/import_config.h"
+
+namespace squareq {
+
+class ImportFields {
+ public:
+  using Json = nlohmann::ordered_json;
+
+  // Every value of the tree that is no table and no list of tables, under its path: "model.name",
+  // "datasets[0].resolution".
+  void add(const Json& tree, const std::string& prefix);
+
+  // The value, which counts as used from then on; nullptr if there is none.
+  const Json* take(const std::string& path);
+  // Says why a field is not used.
+  void leave(const std::string& path, const std::string& why);
+  void remark(const std::string& path, const std::string& text);
+
+  // Sets our field `to`, if it exists and accepts the value.
+  bool set(const std::string& to, const Json& value);
+
+  // One line of a table: their field, ours, and how the value changes on the way (null: no counterpart).
+  struct Rule {
+    std::string_view from;
+    std::string_view to;
+    std::function<Json(const Json&)> convert;
+  };
+  // Takes over what the rules name under `prefix`; values without counterpart are reported as unused.
+  void apply(const std::vector<Rule>& rules, const std::string& prefix);
+
+  // Sets our field where nothing has set it, and says that the other trainer's default is meant.
+  void set_default(const std::string& to, const Json& value, const std::string& trainer);
+
+  ImportedConfig finish() const;
+
+ private:
+  struct Field {
+    std::string path;
+    Json value;
+    bool used = false;
+    std::string why;  // it is not used
+  };
+  Field* find(const std::string& path);
+
+  std::vector<Field> fields_;
+  std::vector<ImportNote> remarks_;
+  Json ours_ = Json::object();  // by full path
+  TrainConfig accepted_;
+};
+
+// A value by its spelling in lower case: {"fp16", "f16"}, ...; null for others.
+std::function<ImportFields::Json(const ImportFields::Json&)> spelled(
+    std::vector<std::pair<std::string_view, ImportFields::Json>> choices);
+
+// What both trainers' files do with the same values.
+ImportFields::Json dtype_of(const ImportFields::Json& value);     // "float16" and its relatives
+ImportFields::Json schedule_of(const ImportFields::Json& value);  // "cosine", "constant_with_warmup"
+
+// `source` names the file in messages, and its folder is where others are looked for.
+ImportedConfig import_ai_toolkit(const ImportFields::Json& tree, const std::string& source);
+ImportedConfig import_kohya(const ImportFields::Json& tree, const std::string& source);
+
+}  // namespace squareq
