@@ -33,6 +33,16 @@ void check_brackets(std::string_view text, const std::string& source) {
   }
 }
 
+// toml++ makes a table a dot in a key, which is also a level of its stack when it lets them go.
+void check_dots(std::string_view text, const std::string& source) {
+  constexpr int kMostDots = 1000;
+  int dots = 0;
+  for (const char c : text) {
+    dots = c == '\n' ? 0 : dots + (c == '.' ? 1 : 0);
+    if (dots > kMostDots) throw FormatError({source, "a line of more than 1000 dots", "TOML settings", ""});
+  }
+}
+
 class Limits {
  public:
   explicit Limits(const std::string& source) : source_(source) {}
@@ -119,6 +129,7 @@ nlohmann::ordered_json parse_yaml(std::string_view text, const std::string& sour
 
 nlohmann::ordered_json parse_toml(std::string_view text, const std::string& source) {
   check_size(text, source);
+  check_dots(text, source);
   Limits limits(source);
   try {
     return from_toml(toml::parse(text), limits, 0);
