@@ -1,6 +1,8 @@
 // ai-toolkit: a YAML file with the training process under config.process.
 #include <fmt/format.h>
 
+#include <set>
+
 #include "engine/import_fields.h"
 #include "kernels/base/error.h"
 
@@ -18,6 +20,7 @@ const std::vector<ImportFields::Rule>& rules() {
       {"training_folder", "output_dir", {}},
       {"model.name_or_path", "model", {}},
       {"model.quantize", "quantize", quantize_of},
+      {"trigger_word", "data.trigger", {}},
       {"network.linear", "lora.rank", {}},
       {"network.pretrained_lora_path", "lora.start_from", {}},
       {"save.dtype", "save_dtype", dtype_of},
@@ -40,31 +43,55 @@ const std::vector<ImportFields::Rule>& rules() {
   return table;
 }
 
-void import_data(ImportFields& fields) {
-  const std::string first = std::string(kProcess) + "datasets[0].";
-  fields.apply({{"folder_path", "data.folder", {}}, {"dataset_path", "data.folder", {}}}, first);
-  const std::string path = first + "resolution";
-  const Json* resolution = fields.take(path);
-  if (resolution == nullptr) return;
-  if (!resolution->is_array()) {
-    if (!fields.set("data.resolution", *resolution)) fields.leave(path, "data.resolution takes multiples of 16");
-    return;
+const std::vector<ImportFields::Rule>& folder_rules() {
+  static const std::vector<ImportFields::Rule> table = {
+      {"folder_path", "folder", {}},
+      {"dataset_path", "folder", {}},
+      {"num_repeats", "repeats", {}},
+      {"loss_multiplier", "weight", {}},
+      {"is_reg", "regularisation", {}},
+      {"default_caption", "default_caption", {}},
+      {"caption_dropout_rate", "caption_dropout", {}},
+      {"shuffle_tokens", "tag_orders", tag_orders_of},
+      {"keep_tokens", "keep_tags", {}},
+      {"flip_x", "flip", {}},
+      {"alpha_mask", "alpha_mask", {}},
+      {"mask_path", "mask_folder", {}},
+      {"mask_min_value", "mask_floor", {}},
+  };
+  return table;
+}
+
+// Data sets differ in resolutions there; here all folders have the same.
+void import_data(ImportFields& fields, std::size_t datasets) {
+  std::vector<Json> folders;
+  std::set<std::int64_t> sides;
+  std::vector<std::string> places;
+  for (std::size_t i = 0; i < datasets; ++i) {
+    const std::string prefix = fmt::format("{}datasets[{}].", kProcess, i);
+    folders.push_back(fields.folder(folder_rules(), {prefix}));
+    const std::string path = prefix + "resolution";
+    const Json* resolution = fields.take(path);
+    if (resolution == nullptr) continue;
+    places.push_back(path);
+    for (const Json& side : resolution->is_array() ? *resolution : Json::array({*resolution})) {
+      if (side.is_number_integer()) sides.insert(side.get<std::int64_t>());
+    }
   }
-  Json largest;
-  for (const Json& side : *resolution) {
-    if (side.is_number_integer() && (largest.is_null() || side > largest)) largest = side;
-  }
-  if (!fields.set("data.resolution", largest)) {
-    fields.leave(path, "data.resolution takes multiples of 16");
-  } else if (resolution->size() > 1) {
-    fields.remark(path, "the largest one is taken");
+  fields.set_folders(folders);
+  if (places.empty()) {
+    fields.set_default("data.resolution", 512U, "ai-toolkit");
+  } else if (!fields.set("data.resolution", Json(std::vector<std::uint64_t>(sides.begin(), sides.end())))) {
+    for (const std::string& path : places) fields.leave(path, "data.resolution takes up to 8 multiples of 16");
+  } else if (places.size() > 1 && sides.size() > 1) {
+    fields.remark("data.resolution", "all folders are trained at the resolutions of all");
   }
 }
 
 // Words that say what is the case here anyway.
-void take_matching(ImportFields& fields) {
-  const auto expect = [&](const char* name, const Json& value) {
-    const std::string path = kProcess + std::string(name);
+void take_matching(ImportFields& fields, std::size_t datasets) {
+  const auto expect = [&](const std::string& name, const Json& value) {
+    const std::string path = kProcess + name;
     const Json* found = fields.take(path);
     if (found != nullptr && *found != value) fields.leave(path, "");
   };
@@ -76,8 +103,7 @@ void take_matching(ImportFields& fields) {
   expect("train.train_text_encoder", false);
   expect("train.noise_scheduler", "flowmatch");
   expect("train.optimizer", "adamw");
-  expect("datasets[0].caption_ext", "txt");
-  expect("datasets[0].shuffle_tokens", false);
+  for (std::size_t i = 0; i < datasets; ++i) expect(fmt::format("datasets[{}].caption_ext", i), "txt");
 }
 
 }  // namespace
@@ -95,8 +121,10 @@ ImportedConfig import_ai_toolkit(const Json& tree, const std::string& source) {
   fields.apply({{"config.name", "name", {}}}, "");
   fields.take("job");
   fields.apply(rules(), kProcess);
-  import_data(fields);
-  take_matching(fields);
+  const Json& first = process->at(0);
+  const std::size_t datasets = first.is_object() && first.contains("datasets") ? first["datasets"].size() : 0;
+  import_data(fields, datasets);
+  take_matching(fields, datasets);
   const std::string linear = std::string(kProcess) + "train.linear_timesteps";
   if (const Json* value = fields.take(linear); value != nullptr && *value == true) {
     fields.set("training.timestep_sampling", "uniform");

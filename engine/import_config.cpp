@@ -98,19 +98,51 @@ bool ImportFields::set(const std::string& to, const Json& value) {
   return true;
 }
 
+Json ImportFields::converted(const Rule& rule, const std::string& path, const std::string& to) {
+  const Json* found = take(path);
+  if (found == nullptr) return nullptr;
+  const Json value = rule.convert ? rule.convert(*found) : *found;
+  const ConfigField* field = our_field(to);
+  if (field == nullptr) {
+    leave(path, "");
+  } else if (value.is_null()) {
+    leave(path, fmt::format("{} has no such value", to));
+  } else if (!field->set(accepted_, value)) {
+    leave(path, fmt::format("{} takes {}", to, field->expected));
+  } else {
+    return value;
+  }
+  return nullptr;
+}
+
 void ImportFields::apply(const std::vector<Rule>& rules, const std::string& prefix) {
   for (const Rule& rule : rules) {
-    const std::string path = prefix + std::string(rule.from);
-    const Json* found = take(path);
-    if (found == nullptr) continue;
-    const Json value = rule.convert ? rule.convert(*found) : *found;
     const std::string to(rule.to);
-    if (value.is_null()) {
-      leave(path, fmt::format("{} has no such value", to));
-    } else if (!set(to, value)) {
-      const ConfigField* field = our_field(to);
-      leave(path, field == nullptr ? "" : fmt::format("{} takes {}", to, field->expected));
+    if (const Json value = converted(rule, prefix + std::string(rule.from), to); !value.is_null()) ours_[to] = value;
+  }
+}
+
+Json ImportFields::folder(const std::vector<Rule>& rules, const std::vector<std::string>& prefixes) {
+  Json entry = Json::object();
+  for (const Rule& rule : rules) {
+    const std::string to(rule.to);
+    for (const std::string& prefix : prefixes) {
+      const Json value = converted(rule, prefix + std::string(rule.from), "data." + to);
+      if (!value.is_null() && !entry.contains(to)) entry[to] = value;
     }
+  }
+  return entry;
+}
+
+void ImportFields::set_folders(const std::vector<Json>& folders) {
+  Json list = Json::array();
+  for (const Json& folder : folders) {
+    if (folder.contains("folder") && std::find(list.begin(), list.end(), folder) == list.end()) list.push_back(folder);
+  }
+  if (list.size() > 1) {
+    ours_["data.folders"] = list;
+  } else if (list.size() == 1) {
+    for (const auto& [name, value] : list[0].items()) ours_["data." + name] = value;
   }
 }
 
@@ -169,6 +201,11 @@ Json schedule_of(const Json& value) {
   static const auto convert = spelled(
       {{"constant", "constant"}, {"constant_with_warmup", "constant"}, {"linear", "linear"}, {"cosine", "cosine"}});
   return convert(value);
+}
+
+Json tag_orders_of(const Json& value) {
+  if (!value.is_boolean()) return nullptr;
+  return value.get<bool>() ? Json(8U) : Json(0U);  // each order costs text states
 }
 
 ImportedConfig import_config(ForeignTrainer trainer, const std::string& path) {

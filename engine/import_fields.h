@@ -39,6 +39,12 @@ class ImportFields {
   // Takes over what the rules name under `prefix`; values without counterpart are reported as unused.
   void apply(const std::vector<Rule>& rules, const std::string& prefix);
 
+  // The same for one folder of pictures, whose fields are those of data marked as of a folder: `to` is the last part of
+  // the name. Each is looked for under the prefixes in turn, the first that has it counts.
+  Json folder(const std::vector<Rule>& rules, const std::vector<std::string>& prefixes);
+  // One folder fills the section data, several its list of folders; a folder that comes again is the same.
+  void set_folders(const std::vector<Json>& folders);
+
   // Sets our field where nothing has set it, and says that the other trainer's default is meant.
   void set_default(const std::string& to, const Json& value, const std::string& trainer);
 
@@ -52,6 +58,8 @@ class ImportFields {
     std::string why;  // it is not used
   };
   Field* find(const std::string& path);
+  // The value of a field for ours, as a rule has it; null, with the reason noted, where it does not fit.
+  Json converted(const Rule& rule, const std::string& path, const std::string& to);
 
   std::vector<Field> fields_;
   std::vector<ImportNote> remarks_;
@@ -64,8 +72,9 @@ std::function<ImportFields::Json(const ImportFields::Json&)> spelled(
     std::vector<std::pair<std::string_view, ImportFields::Json>> choices);
 
 // What both trainers' files do with the same values.
-ImportFields::Json dtype_of(const ImportFields::Json& value);     // "float16" and its relatives
-ImportFields::Json schedule_of(const ImportFields::Json& value);  // "cosine", "constant_with_warmup"
+ImportFields::Json dtype_of(const ImportFields::Json& value);       // "float16" and its relatives
+ImportFields::Json schedule_of(const ImportFields::Json& value);    // "cosine", "constant_with_warmup"
+ImportFields::Json tag_orders_of(const ImportFields::Json& value);  // of "shuffle the tags in every draw"
 
 // `source` names the file in messages, and its folder is where others are looked for.
 ImportedConfig import_ai_toolkit(const ImportFields::Json& tree, const std::string& source);

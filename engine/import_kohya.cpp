@@ -2,7 +2,9 @@
 #include <fmt/format.h>
 
 #include <charconv>
+#include <cmath>
 #include <filesystem>
+#include <set>
 
 #include "engine/import_fields.h"
 #include "engine/import_tree.h"
@@ -67,19 +69,6 @@ Json without_sections(const Json& tree) {
   return flat;
 }
 
-// 512, "512" and "512,768" (width, height); also lists.
-Json resolution_of(const Json& value) {
-  if (!value.is_string()) return value;
-  const Json sides = argument_value(value.get<std::string>());
-  const auto whole = [](const Json& side) {
-    return side.is_number() ? Json(static_cast<std::int64_t>(side.get<double>())) : side;
-  };
-  if (!sides.is_array()) return whole(sides);
-  Json result = Json::array();
-  for (const Json& side : sides) result.push_back(whole(side));
-  return result;
-}
-
 Json train_blocks_of(const Json& value) {
   static const auto convert = spelled({{"all", "all-linear"},
                                        {"double", Json::array({R"(double_blocks\.\d+\..*)"})},
@@ -98,8 +87,8 @@ const std::vector<ImportFields::Rule>& rules() {
       {"save_precision", "save_dtype", dtype_of},
       {"save_every_n_steps", "save_every", {}},
       {"max_data_loader_n_workers", "threads", {}},
-      {"train_data_dir", "data.folder", {}},
-      {"resolution", "data.resolution", resolution_of},
+      {"bucket_reso_steps", "data.bucket_step", {}},
+      {"prior_loss_weight", "data.prior_weight", {}},
       {"t5xxl_max_token_length", "data.text_length", {}},
       {"network_dim", "lora.rank", {}},
       {"network_alpha", "lora.alpha", {}},
@@ -130,8 +119,136 @@ const std::vector<ImportFields::Rule>& rules() {
   return table;
 }
 
+const std::vector<ImportFields::Rule>& folder_rules() {
+  static const std::vector<ImportFields::Rule> table = {
+      {"image_dir", "folder", {}},
+      {"num_repeats", "repeats", {}},
+      {"is_reg", "regularisation", {}},
+      {"class_tokens", "default_caption", {}},
+      {"caption_prefix", "prefix", {}},
+      {"caption_suffix", "suffix", {}},
+      {"caption_dropout_rate", "caption_dropout", {}},
+      {"shuffle_caption", "tag_orders", tag_orders_of},
+      {"keep_tokens", "keep_tags", {}},
+      {"flip_aug", "flip", {}},
+      {"alpha_mask", "alpha_mask", {}},
+      {"conditioning_data_dir", "mask_folder", {}},
+  };
+  return table;
+}
+
+// 512, "512", "512,768" and [512, 768] (width, height) as whole numbers; empty for anything else.
+std::vector<std::int64_t> sides_of(const Json& value) {
+  const Json given = value.is_string() ? argument_value(value.get<std::string>()) : value;
+  std::vector<std::int64_t> sides;
+  for (const Json& side : given.is_array() ? given : Json::array({given})) {
+    if (!side.is_number() || !(side.get<double>() >= 1.0 && side.get<double>() <= 65536.0)) return {};
+    sides.push_back(static_cast<std::int64_t>(side.get<double>()));
+  }
+  if (sides.size() == 1) sides.push_back(sides[0]);
+  return sides.size() == 2 ? sides : std::vector<std::int64_t>();
+}
+
+// The first of the places that has the field; those after it are covered by it.
+const Json* first_of(ImportFields& fields, const std::string& name, const std::vector<std::string>& places,
+                     std::string* where = nullptr) {
+  const Json* first = nullptr;
+  for (const std::string& place : places) {
+    const Json* found = fields.take(place + name);
+    if (found == nullptr || first != nullptr) continue;
+    first = found;
+    if (where != nullptr) *where = place + name;
+  }
+  return first;
+}
+
+// Data sets differ in resolutions there; here all folders have the same.
+class Resolutions {
+ public:
+  void add(ImportFields& fields, const std::vector<std::string>& places) {
+    std::string path;
+    const Json* resolution = first_of(fields, "resolution", places, &path);
+    const Json* buckets = first_of(fields, "enable_bucket", places);
+    const Json* keep_small = first_of(fields, "bucket_no_upscale", places);
+    if (resolution == nullptr) return;
+    const std::vector<std::int64_t> sides = sides_of(*resolution);
+    paths_.push_back(path);
+    if (sides.empty()) {
+      fixed_.insert("");
+    } else if (buckets == nullptr || *buckets != true) {
+      fixed_.insert(fmt::format("{}x{}", sides[0], sides[1]));
+    } else {
+      const double side = std::sqrt(static_cast<double>(sides[0]) * static_cast<double>(sides[1]));
+      sides_.insert(16 * static_cast<std::uint64_t>(std::llround(side / 16.0)));
+      upscale_ = keep_small == nullptr || *keep_small != true;
+    }
+  }
+
+  void set(ImportFields& fields) const {
+    if (paths_.empty()) return;
+    const bool one_size = sides_.empty() && fixed_.size() == 1;
+    const Json value =
+        one_size ? Json(*fixed_.begin()) : Json(std::vector<std::uint64_t>(sides_.begin(), sides_.end()));
+    if ((!one_size && !fixed_.empty()) || !fields.set("data.resolution", value)) {
+      for (const std::string& path : paths_) {
+        fields.leave(path, "data.resolution takes one size, or areas of buckets, in multiples of 16");
+      }
+      return;
+    }
+    if (upscale_) fields.set("data.upscale", true);
+    if (sides_.size() > 1) fields.remark("data.resolution", "all folders are trained at the resolutions of all");
+  }
+
+ private:
+  std::vector<std::string> paths_;
+  std::set<std::string> fixed_;
+  std::set<std::uint64_t> sides_;
+  bool upscale_ = false;
+};
+
+std::size_t entries(const Json& tree, const char* list) {
+  return tree.is_object() && tree.contains(list) && tree[list].is_array() ? tree[list].size() : 0;
+}
+
+void first_caption_extension(ImportFields& fields, const std::vector<std::string>& places) {
+  std::string path;
+  const Json* extension = first_of(fields, "caption_extension", places, &path);
+  if (extension != nullptr && *extension != ".txt" && *extension != ".caption") fields.leave(path, "");
+}
+
+// `data`: what describes data, whose fields start with `prefix`.
+void import_data(ImportFields& fields, const Json& data, const std::string& prefix) {
+  std::vector<Json> folders;
+  Resolutions resolutions;
+  const std::string general = prefix + "general.";
+  for (std::size_t i = 0; i < entries(data, "datasets"); ++i) {
+    const std::string dataset = fmt::format("{}datasets[{}].", prefix, i);
+    for (std::size_t k = 0; k < entries(data["datasets"][i], "subsets"); ++k) {
+      const std::string subset = fmt::format("{}subsets[{}].", dataset, k);
+      folders.push_back(fields.folder(folder_rules(), {subset, dataset, general, ""}));
+      first_caption_extension(fields, {subset, dataset, general, ""});
+    }
+    resolutions.add(fields, {dataset, general, ""});
+    if (const Json* size = first_of(fields, "batch_size", {dataset, general})) fields.set("training.batch_size", *size);
+  }
+  if (folders.empty()) {
+    resolutions.add(fields, {""});
+    Json folder = fields.folder(folder_rules(), {""});
+    if (const Json* path = fields.take("train_data_dir")) {
+      folder["folder"] = *path;
+      fields.remark("train_data_dir",
+                    "sd-scripts takes its subfolders COUNT_NAME: put them into data.folders, with "
+                    "repeats");
+    }
+    first_caption_extension(fields, {""});
+    folders.push_back(folder);
+  }
+  fields.set_folders(folders);
+  resolutions.set(fields);
+}
+
 // Settings that say what is the case here anyway.
-void take_matching(ImportFields& fields, const std::string& data) {
+void take_matching(ImportFields& fields) {
   const auto expect = [&](const std::string& path, const Json& value) {
     const Json* found = fields.take(path);
     if (found != nullptr && *found != value) fields.leave(path, "");
@@ -144,30 +261,26 @@ void take_matching(ImportFields& fields, const std::string& data) {
   expect("optimizer_type", "AdamW");
   expect("weighting_scheme", "none");
   expect("apply_t5_attn_mask", false);
-  expect("shuffle_caption", false);
-  expect("caption_extension", ".txt");
-  for (const std::string& place : {data + "general.", data + "datasets[0].", data + "datasets[0].subsets[0]."}) {
-    expect(place + "caption_extension", ".txt");
-    expect(place + "shuffle_caption", false);
-    expect(place + "num_repeats", 1);
-  }
 }
 
-// Adds the data set file that the settings name; returns what its fields start with.
-std::string add_dataset_file(ImportFields& fields, const std::string& source) {
+// What describes data: the file that the settings name, or else the settings themselves.
+struct DataTree {
+  Json tree;
+  std::string prefix;  // of its fields
+};
+DataTree data_tree(ImportFields& fields, const Json& settings, const std::string& source) {
   const Json* named = fields.take("dataset_config");
-  if (named == nullptr || !named->is_string()) return "";
+  if (named == nullptr || !named->is_string()) return {settings, ""};
   const fs::path name(named->get<std::string>());
   const fs::path beside = fs::path(source).parent_path() / name;
   const fs::path path = fs::exists(beside) ? beside : name;
   if (!fs::exists(path)) {
     fields.leave("dataset_config", "there is no such file, so data.folder and data.resolution are not known");
-    return "";
+    return {settings, ""};
   }
-  const std::string prefix = path.filename().string() + ": ";
-  const Json tree = parse_toml(read_text(path.string()), path.string());
-  for (const auto& [key, value] : tree.items()) fields.add(Json{{prefix + key, value}}, "");
-  return prefix;
+  DataTree data{parse_toml(read_text(path.string()), path.string()), path.filename().string() + ": "};
+  for (const auto& [key, value] : data.tree.items()) fields.add(Json{{data.prefix + key, value}}, "");
+  return data;
 }
 
 }  // namespace
@@ -175,15 +288,10 @@ std::string add_dataset_file(ImportFields& fields, const std::string& source) {
 ImportedConfig import_kohya(const Json& tree, const std::string& source) {
   ImportFields fields;
   fields.add(without_sections(tree), "");
-  const std::string data = add_dataset_file(fields, source);
+  const DataTree data = data_tree(fields, tree, source);
   fields.apply(rules(), "");
-  // What a data set says of its own stands above the general.
-  for (const char* place : {"general.", "datasets[0]."}) {
-    fields.apply({{"resolution", "data.resolution", resolution_of}, {"batch_size", "training.batch_size", {}}},
-                 data + place);
-  }
-  fields.apply({{"image_dir", "data.folder", {}}}, data + "datasets[0].subsets[0].");
-  take_matching(fields, data);
+  import_data(fields, data.tree, data.prefix);
+  take_matching(fields);
   // Its adapters sit on every linear of the blocks, with q, k and v as one.
   const char* kohya = "sd-scripts";
   fields.set_default("lora.targets", "all-linear", kohya);
