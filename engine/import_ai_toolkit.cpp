@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 
 #include <set>
+#include <string_view>
+#include <utility>
 
 #include "engine/import_fields.h"
 #include "kernels/base/error.h"
@@ -33,6 +35,13 @@ const std::vector<ImportFields::Rule>& rules() {
       {"train.lr", "training.learning_rate", {}},
       {"train.lr_scheduler", "training.lr_schedule", schedule_of},
       {"train.lr_scheduler_params.num_warmup_steps", "training.warmup_steps", {}},
+      {"train.optimizer", "training.optimizer", optimizer_of},
+      {"train.loss_type", "training.loss", spelled({{"mse", "l2"}})},
+      {"train.noise_offset", "training.noise_offset", {}},
+      {"sample.sample_every", "preview.every", {}},
+      {"sample.sample_steps", "preview.steps", {}},
+      {"sample.guidance_scale", "preview.guidance", {}},
+      {"sample.seed", "preview.seed", {}},
       {"train.max_grad_norm", "training.max_grad_norm", {}},
       {"train.optimizer_params.weight_decay", "training.weight_decay", {}},
       {"train.optimizer_params.betas", "training.betas", {}},
@@ -75,7 +84,7 @@ void import_data(ImportFields& fields, std::size_t datasets) {
     if (resolution == nullptr) continue;
     places.push_back(path);
     for (const Json& side : resolution->is_array() ? *resolution : Json::array({*resolution})) {
-      if (side.is_number_integer()) sides.insert(side.get<std::int64_t>());
+      sides.insert(side.is_number_integer() ? side.get<std::int64_t>() : 0);
     }
   }
   fields.set_folders(folders);
@@ -86,6 +95,54 @@ void import_data(ImportFields& fields, std::size_t datasets) {
   } else if (places.size() > 1 && sides.size() > 1) {
     fields.remark("data.resolution", "all folders are trained at the resolutions of all");
   }
+}
+
+void import_noise_levels(ImportFields& fields) {
+  const std::string type = std::string(kProcess) + "train.timestep_type";
+  if (const Json* given = fields.peek(type); given != nullptr && (*given == "flux_shift" || *given == "shift")) {
+    fields.remark(type, "there uniform noise levels are shifted, here those of sigmoid(normal)");
+  }
+  for (const auto& [name, weighting] :
+       {std::pair("train.linear_timesteps", "bell"), {"train.linear_timesteps2", "bell_flat"}}) {
+    const Json* given = fields.take(std::string(kProcess) + name);
+    if (given == nullptr || *given != true) continue;
+    fields.set("training.timestep_sampling", "uniform");
+    fields.set_from(std::string(kProcess) + name, "training.loss_weighting", weighting);
+  }
+}
+
+void import_average(ImportFields& fields) {
+  const std::string section = std::string(kProcess) + "train.ema_config.";
+  const Json* decay = fields.take(section + "ema_decay");
+  const Json* wanted = fields.take(section + "use_ema");
+  if (wanted == nullptr || *wanted != true) return;
+  if (decay != nullptr) {
+    fields.set_from(section + "ema_decay", "training.ema_decay", *decay);
+  } else {
+    fields.set_from(section + "use_ema", "training.ema_decay", 0.999);  // its default
+  }
+}
+
+// The trigger word is written into prompts, where a preview knows of none.
+void import_previews(ImportFields& fields) {
+  const std::string section = std::string(kProcess) + "sample.";
+  const Json* width = fields.take(section + "width");
+  const Json* height = fields.take(section + "height");
+  if (width != nullptr && height != nullptr && !fields.set("preview.size", Json::array({*width, *height}))) {
+    for (const char* side : {"width", "height"}) fields.leave(section + side, "");
+  }
+  const Json* prompts = fields.peek(section + "prompts");
+  if (prompts == nullptr || !prompts->is_array()) return;
+  const Json* trigger = fields.peek(std::string(kProcess) + "trigger_word");
+  Json ours = *prompts;
+  for (Json& prompt : ours) {
+    if (!prompt.is_string() || trigger == nullptr || !trigger->is_string()) continue;
+    auto text = prompt.get<std::string>();
+    constexpr std::string_view kPlace = "[trigger]";
+    const std::size_t at = text.find(kPlace);
+    if (at != std::string::npos) prompt = text.replace(at, kPlace.size(), trigger->get<std::string>());
+  }
+  fields.set_from(section + "prompts", "preview.prompts", ours);
 }
 
 // Words that say what is the case here anyway.
@@ -102,7 +159,9 @@ void take_matching(ImportFields& fields, std::size_t datasets) {
   expect("train.train_unet", true);
   expect("train.train_text_encoder", false);
   expect("train.noise_scheduler", "flowmatch");
-  expect("train.optimizer", "adamw");
+  expect("train.content_or_style", "balanced");
+  expect("sample.sampler", "flowmatch");
+  expect("sample.walk_seed", true);
   for (std::size_t i = 0; i < datasets; ++i) expect(fmt::format("datasets[{}].caption_ext", i), "txt");
 }
 
@@ -125,14 +184,12 @@ ImportedConfig import_ai_toolkit(const Json& tree, const std::string& source) {
   const std::size_t datasets = first.is_object() && first.contains("datasets") ? first["datasets"].size() : 0;
   import_data(fields, datasets);
   take_matching(fields, datasets);
-  const std::string linear = std::string(kProcess) + "train.linear_timesteps";
-  if (const Json* value = fields.take(linear); value != nullptr && *value == true) {
-    fields.set("training.timestep_sampling", "uniform");
-    fields.remark(linear, "noise levels are drawn uniformly; the weight by noise level is left out");
-  }
+  import_noise_levels(fields);
+  import_average(fields);
+  import_previews(fields);
   // For FLUX it takes alpha = rank whatever the file says, and so does a missing lora.alpha here.
   const std::string alpha = std::string(kProcess) + "network.linear_alpha";
-  const Json* rank = fields.take(std::string(kProcess) + "network.linear");
+  const Json* rank = fields.peek(std::string(kProcess) + "network.linear");
   if (const Json* value = fields.take(alpha); value != nullptr && (rank == nullptr || *value != *rank)) {
     fields.remark(alpha, "ai-toolkit trains FLUX with alpha = rank whatever is set, and so does the result");
   }

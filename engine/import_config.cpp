@@ -79,6 +79,11 @@ const Json* ImportFields::take(const std::string& path) {
   return &field->value;
 }
 
+const Json* ImportFields::peek(const std::string& path) const {
+  const auto found = std::find_if(fields_.begin(), fields_.end(), [&](const Field& f) { return f.path == path; });
+  return found == fields_.end() ? nullptr : &found->value;
+}
+
 void ImportFields::leave(const std::string& path, const std::string& why) {
   Field* field = find(path);
   if (field == nullptr) return;
@@ -98,21 +103,25 @@ bool ImportFields::set(const std::string& to, const Json& value) {
   return true;
 }
 
+void ImportFields::set_from(const std::string& path, const std::string& to, const Json& value) {
+  if (take(path) != nullptr && fits(path, to, value)) ours_[to] = value;
+}
+
+bool ImportFields::fits(const std::string& path, const std::string& to, const Json& value) {
+  const ConfigField* field = our_field(to);
+  if (field != nullptr && !value.is_null() && field->set(accepted_, value)) return true;
+  const std::string reason = field == nullptr  ? ""
+                             : value.is_null() ? fmt::format("{} has no such value", to)
+                                               : fmt::format("{} takes {}", to, field->expected);
+  leave(path, reason);
+  return false;
+}
+
 Json ImportFields::converted(const Rule& rule, const std::string& path, const std::string& to) {
   const Json* found = take(path);
   if (found == nullptr) return nullptr;
   const Json value = rule.convert ? rule.convert(*found) : *found;
-  const ConfigField* field = our_field(to);
-  if (field == nullptr) {
-    leave(path, "");
-  } else if (value.is_null()) {
-    leave(path, fmt::format("{} has no such value", to));
-  } else if (!field->set(accepted_, value)) {
-    leave(path, fmt::format("{} takes {}", to, field->expected));
-  } else {
-    return value;
-  }
-  return nullptr;
+  return fits(path, to, value) ? value : Json();
 }
 
 void ImportFields::apply(const std::vector<Rule>& rules, const std::string& prefix) {
@@ -200,6 +209,11 @@ Json dtype_of(const Json& value) {
 Json schedule_of(const Json& value) {
   static const auto convert = spelled(
       {{"constant", "constant"}, {"constant_with_warmup", "constant"}, {"linear", "linear"}, {"cosine", "cosine"}});
+  return convert(value);
+}
+
+Json optimizer_of(const Json& value) {
+  static const auto convert = spelled({{"adamw", "adamw"}, {"adamw8bit", "adamw8bit"}});
   return convert(value);
 }
 

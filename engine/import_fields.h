@@ -23,12 +23,16 @@ class ImportFields {
 
   // The value, which counts as used from then on; nullptr if there is none.
   const Json* take(const std::string& path);
+  // The same, without that.
+  const Json* peek(const std::string& path) const;
   // Says why a field is not used.
   void leave(const std::string& path, const std::string& why);
   void remark(const std::string& path, const std::string& text);
 
   // Sets our field `to`, if it exists and accepts the value.
   bool set(const std::string& to, const Json& value);
+  // The same with a value that comes from `path`, which is left if it does not fit.
+  void set_from(const std::string& path, const std::string& to, const Json& value);
 
   // One line of a table: their field, ours, and how the value changes on the way (null: no counterpart).
   struct Rule {
@@ -58,6 +62,8 @@ class ImportFields {
     std::string why;  // it is not used
   };
   Field* find(const std::string& path);
+  // Whether our field `to` accepts the value; if not, `path` is left with the reason.
+  bool fits(const std::string& path, const std::string& to, const Json& value);
   // The value of a field for ours, as a rule has it; null, with the reason noted, where it does not fit.
   Json converted(const Rule& rule, const std::string& path, const std::string& to);
 
@@ -72,8 +78,9 @@ std::function<ImportFields::Json(const ImportFields::Json&)> spelled(
     std::vector<std::pair<std::string_view, ImportFields::Json>> choices);
 
 // What both trainers' files do with the same values.
-ImportFields::Json dtype_of(const ImportFields::Json& value);       // "float16" and its relatives
-ImportFields::Json schedule_of(const ImportFields::Json& value);    // "cosine", "constant_with_warmup"
+ImportFields::Json dtype_of(const ImportFields::Json& value);     // "float16" and its relatives
+ImportFields::Json schedule_of(const ImportFields::Json& value);  // "cosine", "constant_with_warmup"
+ImportFields::Json optimizer_of(const ImportFields::Json& value);
 ImportFields::Json tag_orders_of(const ImportFields::Json& value);  // of "shuffle the tags in every draw"
 
 // `source` names the file in messages, and its folder is where others are looked for.

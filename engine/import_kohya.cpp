@@ -76,6 +76,8 @@ Json train_blocks_of(const Json& value) {
   return convert(value);
 }
 
+Json thousandth_of(const Json& value) { return value.is_number() ? Json(value.get<double>() / 1000.0) : Json(); }
+
 const std::vector<ImportFields::Rule>& rules() {
   static const std::vector<ImportFields::Rule> table = {
       {"pretrained_model_name_or_path", "model", {}},
@@ -95,6 +97,7 @@ const std::vector<ImportFields::Rule>& rules() {
       {"network_weights", "lora.start_from", {}},
       {"network_args.train_blocks", "lora.targets", train_blocks_of},
       {"network_args.split_qkv", "lora.split_qkv", {}},
+      {"network_args.rank_dropout", "lora.rank_dropout", {}},
       {"max_train_steps", "training.steps", {}},
       {"train_batch_size", "training.batch_size", {}},
       {"gradient_accumulation_steps", "training.accumulation", {}},
@@ -104,12 +107,29 @@ const std::vector<ImportFields::Rule>& rules() {
       {"unet_lr", "training.learning_rate", {}},
       {"lr_scheduler", "training.lr_schedule", schedule_of},
       {"lr_warmup_steps", "training.warmup_steps", {}},
+      {"lr_scheduler_num_cycles", "training.lr_cycles", {}},
+      {"lr_scheduler_power", "training.lr_power", {}},
+      {"lr_scheduler_min_lr_ratio", "training.lr_end", {}},
+      {"optimizer_type", "training.optimizer", optimizer_of},
       {"optimizer_args.weight_decay", "training.weight_decay", {}},
       {"optimizer_args.betas", "training.betas", {}},
       {"optimizer_args.eps", "training.epsilon", {}},
       {"max_grad_norm", "training.max_grad_norm", {}},
       {"timestep_sampling", "training.timestep_sampling",
-       spelled({{"uniform", "uniform"}, {"sigmoid", "sigmoid"}, {"shift", "shift"}, {"flux_shift", "flux_shift"}})},
+       spelled({{"sigma", "sigma"},
+                {"uniform", "uniform"},
+                {"sigmoid", "sigmoid"},
+                {"shift", "shift"},
+                {"flux_shift", "flux_shift"}})},
+      {"weighting_scheme", "training.loss_weighting",
+       spelled({{"none", "none"}, {"uniform", "none"}, {"sigma_sqrt", "sigma_sqrt"}, {"cosmap", "cosmap"}})},
+      {"mode_scale", "training.mode_scale", {}},
+      {"min_timestep", "training.sigma_min", thousandth_of},
+      {"max_timestep", "training.sigma_max", thousandth_of},
+      {"loss_type", "training.loss", spelled({{"l2", "l2"}, {"huber", "huber"}})},
+      {"huber_c", "training.huber_c", {}},
+      {"noise_offset", "training.noise_offset", {}},
+      {"sample_every_n_steps", "preview.every", {}},
       {"sigmoid_scale", "training.sigmoid_scale", {}},
       {"logit_mean", "training.logit_mean", {}},
       {"logit_std", "training.logit_std", {}},
@@ -122,6 +142,7 @@ const std::vector<ImportFields::Rule>& rules() {
 const std::vector<ImportFields::Rule>& folder_rules() {
   static const std::vector<ImportFields::Rule> table = {
       {"image_dir", "folder", {}},
+      {"train_data_dir", "folder", {}},
       {"num_repeats", "repeats", {}},
       {"is_reg", "regularisation", {}},
       {"class_tokens", "default_caption", {}},
@@ -179,7 +200,9 @@ class Resolutions {
       fixed_.insert(fmt::format("{}x{}", sides[0], sides[1]));
     } else {
       const double side = std::sqrt(static_cast<double>(sides[0]) * static_cast<double>(sides[1]));
-      sides_.insert(16 * static_cast<std::uint64_t>(std::llround(side / 16.0)));
+      const std::uint64_t nearest = 16 * static_cast<std::uint64_t>(std::llround(side / 16.0));
+      sides_.insert(nearest);
+      rounded_ = rounded_ || static_cast<double>(nearest) != side;
       upscale_ = keep_small == nullptr || *keep_small != true;
     }
   }
@@ -196,6 +219,7 @@ class Resolutions {
       return;
     }
     if (upscale_) fields.set("data.upscale", true);
+    if (rounded_) fields.remark("data.resolution", "the nearest squares with sides of a multiple of 16");
     if (sides_.size() > 1) fields.remark("data.resolution", "all folders are trained at the resolutions of all");
   }
 
@@ -203,6 +227,7 @@ class Resolutions {
   std::vector<std::string> paths_;
   std::set<std::string> fixed_;
   std::set<std::uint64_t> sides_;
+  bool rounded_ = false;
   bool upscale_ = false;
 };
 
@@ -229,19 +254,17 @@ void import_data(ImportFields& fields, const Json& data, const std::string& pref
       first_caption_extension(fields, {subset, dataset, general, ""});
     }
     resolutions.add(fields, {dataset, general, ""});
-    if (const Json* size = first_of(fields, "batch_size", {dataset, general})) fields.set("training.batch_size", *size);
+    std::string path;
+    const Json* size = first_of(fields, "batch_size", {dataset, general}, &path);
+    if (size != nullptr) fields.set_from(path, "training.batch_size", *size);
   }
   if (folders.empty()) {
     resolutions.add(fields, {""});
-    Json folder = fields.folder(folder_rules(), {""});
-    if (const Json* path = fields.take("train_data_dir")) {
-      folder["folder"] = *path;
-      fields.remark("train_data_dir",
-                    "sd-scripts takes its subfolders COUNT_NAME: put them into data.folders, with "
-                    "repeats");
+    folders.push_back(fields.folder(folder_rules(), {""}));
+    if (fields.peek("train_data_dir") != nullptr) {
+      fields.remark("train_data_dir", "its subfolders COUNT_NAME belong into data.folders, with COUNT as repeats");
     }
     first_caption_extension(fields, {""});
-    folders.push_back(folder);
   }
   fields.set_folders(folders);
   resolutions.set(fields);
@@ -257,9 +280,6 @@ void take_matching(ImportFields& fields) {
   expect("network_train_unet_only", true);
   expect("save_model_as", "safetensors");
   expect("model_prediction_type", "raw");
-  expect("loss_type", "l2");
-  expect("optimizer_type", "AdamW");
-  expect("weighting_scheme", "none");
   expect("apply_t5_attn_mask", false);
 }
 
@@ -300,12 +320,14 @@ ImportedConfig import_kohya(const Json& tree, const std::string& source) {
   fields.set_default("training.steps", 1600, kohya);
   fields.set_default("training.learning_rate", 2e-6, kohya);
   fields.set_default("training.guidance", 3.5, kohya);
-  if (fields.take("timestep_sampling") == nullptr) {
-    fields.set("training.timestep_sampling", "uniform");
-    fields.remark("timestep_sampling",
-                  "sd-scripts then draws uniformly and shifts by discrete_flow_shift; here uniform, "
-                  "without a shift");
+  fields.set_default("training.timestep_sampling", "sigma", kohya);
+  const Json* sampling = fields.peek("timestep_sampling");
+  const Json* scheme = fields.peek("weighting_scheme");
+  if (scheme != nullptr && *scheme == "mode" && (sampling == nullptr || *sampling == "sigma")) {
+    fields.take("weighting_scheme");  // which here decides how noise levels are drawn
+    fields.set("training.timestep_sampling", "mode");
   }
+  fields.leave("sample_prompts", "put its prompts into preview.prompts");
   return fields.finish();
 }
 
