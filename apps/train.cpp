@@ -9,9 +9,11 @@
 #include "apps/program.h"
 #include "apps/train/data_check.h"
 #include "engine/config.h"
+#include "engine/import_config.h"
 #include "engine/kernel_cache.h"
 #include "engine/pipeline.h"
 #include "engine/training_run.h"
+#include "io/file.h"
 
 namespace squareq {
 namespace fs = std::filesystem;
@@ -57,6 +59,19 @@ int train(const std::string& config_path) {
   return 0;
 }
 
+int import_settings(const std::string& trainer, const std::string& path, const std::string& output) {
+  const ImportedConfig config =
+      import_config(trainer == "kohya" ? ForeignTrainer::kKohya : ForeignTrainer::kAiToolkit, path);
+  if (output.empty()) {
+    fmt::print("{}", config.json);
+    fmt::print(stderr, "{}", import_report(config));
+  } else {
+    write_atomically(output, config.json);
+    fmt::print("{}\n{}", output, import_report(config));
+  }
+  return 0;
+}
+
 }  // namespace
 }  // namespace squareq
 
@@ -64,7 +79,7 @@ int main(int argc, char** argv) {
   CLI::App app("Trains a LoRA for a FLUX.1 model from pictures with captions. docs/config.md explains the settings.");
   std::string config;
   bool reference = false;
-  app.add_option("config", config, "JSON file with the settings of the run");
+  app.add_option("config", config, "JSON file with the settings of the run; with --from, that of the other trainer");
   bool schema = false;
   app.add_flag("--config-schema", schema,
                "print a JSON Schema of the settings for editors (configs/schema.json) and stop");
@@ -75,6 +90,11 @@ int main(int argc, char** argv) {
                                   "report on pictures and captions, write a contact sheet, and stop; "
                                   "status 1 if something prevents training");
   app.add_flag("--json", json, "with --check-data: print JSON")->needs(check_data);
+  std::string trainer;
+  std::string output;
+  auto* from = app.add_option("--from", trainer, "turn the settings of another trainer into ours, and stop")
+                   ->check(CLI::IsMember({"ai-toolkit", "kohya"}));
+  app.add_option("-o,--output", output, "with --from: file to write; by default standard output")->needs(from);
   return squareq::run_program(app, argc, argv, [&] {
     if (reference) {
       fmt::print("{}", squareq::config_reference_markdown());
@@ -86,6 +106,7 @@ int main(int argc, char** argv) {
     }
     if (config.empty()) throw CLI::RequiredError("config");
     if (check) return squareq::run_data_check(config, json);
+    if (!trainer.empty()) return squareq::import_settings(trainer, config, output);
     return squareq::train(config);
   });
 }

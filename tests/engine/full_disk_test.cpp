@@ -81,6 +81,16 @@ TEST_CASE("full disk: PNG") {
   });
 }
 
+TEST_CASE("full disk: logs end with a whole record") {
+  const SmallDisk disk(64);
+  SKIP_UNLESS_MOUNTED(disk)
+  AppendFile log(disk.file("log"), 0);
+  log.append("first\n");
+  CHECK_THROWS_AS(log.append(std::string(1 << 20, 'x')), FileError);
+  CHECK(log.position() == 6);
+  CHECK(read_text(disk.file("log")) == "first\n");
+}
+
 TEST_CASE("full disk: records of the cache") {
   const SmallDisk disk(64);
   SKIP_UNLESS_MOUNTED(disk)

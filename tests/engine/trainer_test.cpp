@@ -10,6 +10,7 @@
 #include "kernels/base/error.h"
 #include "tests/catch.h"
 #include "tests/engine/tiny_run.h"
+#include "tests/io/lora_adapters.h"
 
 using namespace squareq;
 using namespace squareq::test;
@@ -181,4 +182,49 @@ TEST_CASE("presets and split projections select the adapters they name") {
   config.preset.clear();
   config.patterns = {"nothing"};
   CHECK(contains(message_of<ConfigError>([&] { select_lora_targets(config, tiny_shape()); }), "lora.targets"));
+}
+
+TEST_CASE("trainer: starting from a saved LoRA goes on where it was") {
+  TinyRun bench;
+  TrainConfig config = small_config();
+  config.save_dtype = DType::F32;
+  config.save_format = GENERATE(LoraNaming::kKohya, LoraNaming::kPeft);
+  config.lora.split_qkv = GENERATE(false, true);
+  config.lora.alpha = 2.0;
+  const std::string path = bench.folder.file("first.safetensors");
+  Trainer first = bench.trainer(config);
+  for (int i = 0; i < 3; ++i) first.step();
+  export_lora(path, first.engine(), config, {});
+
+  config.lora.start_from = path;
+  config.lora.rank = GENERATE(4, 6);
+  config.lora.alpha = static_cast<double>(config.lora.rank);
+  config.training.seed = 99;
+  Trainer second = bench.trainer(config);
+  const std::string again = bench.folder.file("again.safetensors");
+  export_lora(again, second.engine(), config, {});
+  const FluxShape shape = tiny_shape();
+  const LoraFile a = read_lora(path, shape);
+  const LoraFile b = read_lora(again, shape);
+  CHECK(a.naming == config.save_format);
+  for (const LinearSize& linear : flux_linears(shape)) {
+    INFO(linear.name);
+    CHECK(!(relative_l2(delta(b.adapters, linear), delta(a.adapters, linear)) > 1e-6));
+  }
+}
+
+TEST_CASE("trainer: a saved LoRA that does not fit the adapters is refused") {
+  TinyRun bench;
+  TrainConfig config = small_config();
+  config.lora.preset = "all-linear";
+  const std::string path = bench.folder.file("first.safetensors");
+  Trainer first = bench.trainer(config);
+  first.step();
+  export_lora(path, first.engine(), config, {});
+  config.lora.start_from = path;
+  config.lora.rank = 3;
+  CHECK(contains(message_of<ConfigError>([&] { bench.trainer(config); }), "rank 4"));
+  config.lora.rank = 4;
+  config.lora.preset = "attention";
+  CHECK(contains(message_of<ConfigError>([&] { bench.trainer(config); }), "lora.targets leaves out"));
 }
