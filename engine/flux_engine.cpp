@@ -3,7 +3,11 @@
 namespace squareq {
 
 FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run)
-    : device_(device), store_(slab, device), lora_(run.lora), keep_(run.keep), shapes_(run.sequences.size()) {
+    : device_(device),
+      store_(slab, device, run.residency),
+      lora_(run.lora),
+      keep_(run.keep),
+      shapes_(run.sequences.size()) {
   if (shapes_.empty()) throw std::logic_error("FluxEngine: no sequence");
   for (std::size_t i = 0; i < shapes_.size(); ++i) {
     Shape& shape = shapes_[i];

@@ -3,27 +3,18 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/cuda_transfers.h"
+#include "kernels/cuda/driver_memory.h"
 #include "kernels/device.h"
 
 namespace squareq {
 namespace cuda {
 namespace {
 
-class Stream {
- public:
-  Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"); }
-  ~Stream() { cudaStreamDestroy(stream_); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  cudaStream_t get() const { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
-
 class CudaDevice : public Device {
  public:
-  explicit CudaDevice(const DeviceOptions& options) : ops_(stream_.get(), options) {
+  explicit CudaDevice(const DeviceOptions& options)
+      : others_(driver_memory_in_use().value_or(0)), ops_(stream_.get(), options), transfers_(stream_.get()) {
     cudaDeviceProp properties{};
     check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
     name_ = properties.name;
@@ -32,6 +23,7 @@ class CudaDevice : public Device {
   std::string name() const override { return name_; }
   bool reads_host_memory() const override { return false; }
   Ops& ops() override { return ops_; }
+  Transfers& transfers() override { return transfers_; }
 
   Buffer allocate(std::size_t bytes) override {
     void* memory = nullptr;
@@ -41,7 +33,18 @@ class CudaDevice : public Device {
       throw std::bad_alloc();
     }
     check(status, "cudaMalloc");
+    ++allocations_;
     return {static_cast<std::byte*>(memory), [](std::byte* p) { cudaFree(p); }};
+  }
+
+  std::int64_t allocations() const override { return allocations_; }
+
+  DeviceMemory memory() const override {
+    DeviceMemory memory;
+    check(cudaMemGetInfo(&memory.free, &memory.total), "cudaMemGetInfo");
+    const std::size_t in_use = memory.total - memory.free;
+    memory.ours = in_use - std::min(in_use, others_);
+    return memory;
   }
 
   void upload(const void* from, View to) override {
@@ -62,9 +65,12 @@ class CudaDevice : public Device {
     synchronize();
   }
 
-  Stream stream_;
+  std::size_t others_;  // bytes in use on the GPU before this process had a context
+  StreamHandle stream_;
   CudaOps ops_;
+  CudaTransfers transfers_;
   std::string name_;
+  std::int64_t allocations_ = 0;
 };
 
 }  // namespace
