@@ -4,7 +4,7 @@ namespace squareq {
 
 FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run)
     : device_(device),
-      store_(slab, device),
+      store_(slab, device, run.residency),
       lora_(run.lora, run.lora_memory),
       keep_(run.keep),
       shapes_(run.sequences.size()) {

@@ -20,6 +20,7 @@ struct FluxRun {
   std::vector<Sequence> sequences;  // one for every shape that a batch may have
   flux::Wanted wanted;
   Keep keep = Keep::kNothing;
+  Residency residency;
   std::vector<LoraTarget> lora;
   LoraMemory lora_memory;
 };
@@ -80,12 +81,12 @@ class FluxEngine {
   void rehearse(Ops& ops);
 
   Device& device_;
+  Arena arena_;  // outlives the store, which copies into it
   SlabStore store_;
   LoraSet lora_;
   Keep keep_;
   std::vector<Shape> shapes_;  // stages refer into it, so its size stays
   std::size_t selected_ = 0;
-  Arena arena_;
   std::vector<std::pair<std::string, std::size_t>> plan_;
 };
 

@@ -3,23 +3,13 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/cuda_transfers.h"
+#include "kernels/cuda/driver_memory.h"
 #include "kernels/device.h"
 
 namespace squareq {
 namespace cuda {
 namespace {
-
-class Stream {
- public:
-  Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"); }
-  ~Stream() { cudaStreamDestroy(stream_); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  cudaStream_t get() const { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
 
 cudaDeviceProp device_properties() {
   cudaDeviceProp properties{};
@@ -51,13 +41,16 @@ std::unique_ptr<CudnnAttention> choose_attention(const DeviceOptions& options, i
 class CudaDevice : public Device {
  public:
   explicit CudaDevice(const DeviceOptions& options)
-      : properties_(device_properties()),
-        ops_(stream_.get(), options, choose_attention(options, properties_.major, stream_.get(), attention_)) {}
+      : others_(driver_memory_in_use().value_or(0)),
+        properties_(device_properties()),
+        ops_(stream_.get(), options, choose_attention(options, properties_.major, stream_.get(), attention_)),
+        transfers_(stream_.get()) {}
 
   std::string name() const override { return properties_.name; }
   std::string choices() const override { return "attention: " + attention_; }
   bool reads_host_memory() const override { return false; }
   Ops& ops() override { return ops_; }
+  Transfers& transfers() override { return transfers_; }
 
   Buffer allocate(std::size_t bytes) override {
     void* memory = nullptr;
@@ -67,7 +60,18 @@ class CudaDevice : public Device {
       throw std::bad_alloc();
     }
     check(status, "cudaMalloc");
+    ++allocations_;
     return {static_cast<std::byte*>(memory), [](std::byte* p) { cudaFree(p); }};
+  }
+
+  std::int64_t allocations() const override { return allocations_; }
+
+  DeviceMemory memory() const override {
+    DeviceMemory memory;
+    check(cudaMemGetInfo(&memory.free, &memory.total), "cudaMemGetInfo");
+    const std::size_t in_use = memory.total - memory.free;
+    memory.ours = in_use - std::min(in_use, others_);
+    return memory;
   }
 
   void upload(const void* from, View to) override {
@@ -88,10 +92,13 @@ class CudaDevice : public Device {
     synchronize();
   }
 
+  std::size_t others_;  // bytes in use on the GPU before this process had a context
   cudaDeviceProp properties_;
-  Stream stream_;
+  StreamHandle stream_;
   std::string attention_;
   CudaOps ops_;
+  CudaTransfers transfers_;
+  std::int64_t allocations_ = 0;
 };
 
 }  // namespace
