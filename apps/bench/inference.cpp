@@ -65,6 +65,7 @@ int run_t5(const SpeedOptions& options) {
       *device,
       [&](Carver& carver) {
         t5::layout(carver, state);
+        store.layout(carver, runner.stages());
         runner.layout(carver);
       },
       [&](Ops&) { runner.rehearse(); });
