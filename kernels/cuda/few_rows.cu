@@ -11,9 +11,6 @@ namespace {
 constexpr int kWarps = 8;  // of a block
 constexpr std::int64_t kFewOutputs = 1024;
 
-__device__ float to_float(std::int8_t v) { return static_cast<float>(v); }
-using cuda::to_float;
-
 // How a linear layer is stored, for kernels over elements of type W.
 template <class W>
 struct Stored {

@@ -1,4 +1,4 @@
-// Matrix products through cuBLASLt, with one fixed algorithm for each shape.
+// Matrix products through cuBLASLt.
 #pragma once
 
 #include <cublasLt.h>
@@ -8,6 +8,9 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "kernels/base/view.h"
 
@@ -31,9 +34,11 @@ struct Gemm {
   GemmMatrix a, b;
   float beta = 0.0F;
   GemmMatrix c;
-  const void* bias = nullptr;  // of the type of c
+  ConstView bias;  // of the type of c, or none; in a rehearsal without memory
 };
 
+// An algorithm is chosen for each shape: the first that cuBLASLt proposes, or the fastest of those proposed where the
+// shape was foreseen and timed.
 class GemmPlans {
  public:
   static constexpr std::int64_t kWorkspace = std::int64_t{32} << 20;  // bytes
@@ -43,18 +48,39 @@ class GemmPlans {
   GemmPlans(const GemmPlans&) = delete;
   GemmPlans& operator=(const GemmPlans&) = delete;
 
-  // `workspace`: kWorkspace bytes of device memory. The algorithm depends on shapes, types and alignments alone.
+  // `workspace`: kWorkspace bytes of device memory. The algorithm depends on shapes, types and alignments, and on what
+  // was tuned or restored.
   void run(const Gemm& gemm, View workspace);
+
+  // A product that tune() is to time. Only shapes and alignments count.
+  void foresee(const Gemm& gemm);
+  // Times what was foreseen and is not known yet, with random numbers in `memory`. What does not fit there stays with
+  // the first algorithm.
+  void tune(View memory);
+
+  // The algorithms that were timed, with the device, driver and library that they hold for, as one line of text.
+  std::string choices() const;
+  // Throws FormatError if they are of another device, driver or library.
+  void restore(std::string_view choices);
 
  private:
   struct Plan;
   using Key = std::array<std::int64_t, 20>;  // all that a plan depends on
+  using Algorithm = std::array<std::uint64_t, 8>;
 
-  const Plan& plan(const Gemm& gemm);
+  static Key key_of(const Gemm& gemm);
+  static std::unique_ptr<Plan> make_plan(const Gemm& gemm);
+  void multiply(const Plan& plan, const Gemm& gemm, View workspace) const;
+  std::vector<Algorithm> proposals(const Plan& plan, const Gemm& gemm, int most) const;
+  float milliseconds(const Plan& plan, const Gemm& gemm, View workspace) const;
+  void choose(const Key& key, const Gemm& foreseen, View memory);
+  std::string identity() const;
 
   cudaStream_t stream_;
   cublasLtHandle_t handle_ = nullptr;
   std::map<Key, std::unique_ptr<Plan>> plans_;
+  std::map<Key, Gemm> foreseen_;
+  std::map<Key, Algorithm> choices_;
 };
 
 }  // namespace squareq::cuda

@@ -8,50 +8,40 @@
 namespace squareq::cuda {
 namespace {
 
-constexpr int kRun = 16;  // INT8 values that a thread expands: one 16-byte load, two 16-byte stores
-
-struct alignas(16) Int8Run {
-  std::int8_t values[kRun];
-};
-struct alignas(16) Bf16Run {
-  __nv_bfloat16 values[kRun];
-};
+// Weights have no more than a few thousand columns: small blocks waste less at the end of a row, and several rows a
+// thread keep enough loads in flight.
+constexpr int kExpandThreads = 128;
+constexpr int kExpandRows = 4;
 
 // out = scale of the row times the value, rounded once.
-__global__ void expand_runs(const Int8Run* values, const float* scales, std::int64_t runs_per_row, Bf16Run* out) {
-  const std::int64_t run = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (run >= runs_per_row) return;
-  const float scale = scales[blockIdx.y];
-  const std::int64_t at = blockIdx.y * runs_per_row + run;
-  const Int8Run q = values[at];
-  Bf16Run w;
+template <int N>
+__global__ void __launch_bounds__(kExpandThreads)
+    expand_kernel(Rows<const std::int8_t> values, const float* __restrict__ scales, int rows, int cols,
+                  Rows<__nv_bfloat16> out) {
+  const int c = (blockIdx.x * kExpandThreads + threadIdx.x) * N;
+  if (c >= cols) return;
+  const int first = blockIdx.y * kExpandRows;
+  Pack<std::int8_t, N> packs[kExpandRows];
 #pragma unroll
-  for (int i = 0; i < kRun; ++i) w.values[i] = __float2bfloat16_rn(scale * static_cast<float>(q.values[i]));
-  out[at] = w;
-}
-
-__global__ void expand_values(const std::int8_t* values, const float* scales, std::int64_t cols, __nv_bfloat16* out) {
-  const std::int64_t col = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (col >= cols) return;
-  const std::int64_t at = blockIdx.y * cols + col;
-  out[at] = __float2bfloat16_rn(scales[blockIdx.y] * static_cast<float>(values[at]));
+  for (int i = 0; i < kExpandRows; ++i) packs[i] = load<N>(values(0, min(first + i, rows - 1)) + c);
+#pragma unroll
+  for (int i = 0; i < kExpandRows; ++i) {
+    if (first + i >= rows) return;
+    const float scale = scales[first + i];
+    float w[N];
+    for (int j = 0; j < N; ++j) w[j] = scale * packs[i][j];
+    store<N>(out(0, first + i) + c, w);
+  }
 }
 
 // The INT8 matrix as bfloat16.
 void expand(const Weight& weight, View out, cudaStream_t stream) {
-  require(weight.values.contiguous(), "linear: INT8 weights are contiguous");
-  const auto* scales = reinterpret_cast<const float*>(weight.scales.data);
-  const auto rows = static_cast<unsigned>(weight.out());
-  const bool runs = weight.in() % kRun == 0 && reinterpret_cast<std::uintptr_t>(weight.values.data) % kRun == 0;
-  if (runs) {
-    expand_runs<<<dim3(ceil_div(weight.in() / kRun, kThreads), rows), kThreads, 0, stream>>>(
-        reinterpret_cast<const Int8Run*>(weight.values.data), scales, weight.in() / kRun,
-        reinterpret_cast<Bf16Run*>(out.data));
-  } else {
-    expand_values<<<dim3(ceil_div(weight.in(), kThreads), rows), kThreads, 0, stream>>>(
-        reinterpret_cast<const std::int8_t*>(weight.values.data), scales, weight.in(),
-        reinterpret_cast<__nv_bfloat16*>(out.data));
-  }
+  with_width(wide({weight.values, out}), [&]<int N>() {
+    const dim3 blocks(ceil_div(weight.in(), kExpandThreads * N), ceil_div(weight.out(), kExpandRows));
+    expand_kernel<N><<<blocks, kExpandThreads, 0, stream>>>(
+        rows_of<std::int8_t>(weight.values), reinterpret_cast<const float*>(weight.scales.data),
+        static_cast<int>(weight.out()), static_cast<int>(weight.in()), rows_of<__nv_bfloat16>(out));
+  });
   check_launch("expand");
 }
 
@@ -151,33 +141,43 @@ void CudaOps::linear(const LinearForward& p) {
   const View u = own_u ? scratch.take(DType::BF16, p.x.batch, p.x.rows, adapter_columns(p.lora)) : p.u;
   View y = p.y;
   if (!y && output) y = scratch.take(activation_type(), p.x.batch, p.x.rows, p.weight.out());
-  View bias;
-  if (p.weight.bias && output) bias = scratch.take(y.dtype, 1, 1, p.weight.out());
+  ConstView bias = output ? p.weight.bias : ConstView{};
+  if (bias && bias.dtype != y.dtype) {
+    const View converted = scratch.take(y.dtype, 1, 1, p.weight.out());
+    conversions.emplace_back(bias, converted);
+    bias = converted;
+  }
   ConstView weight = p.weight.values;
   View expanded;
   if (output && weight.dtype != DType::BF16) {
     expanded = scratch.take(DType::BF16, 1, p.weight.out(), p.weight.in());
     weight = expanded;
   }
-  if (scratch.rehearsing()) return;
+  const Gemm up = product(u, shared_matrix(stacked.b), Transpose::kNo, 0.0F, y);
+  const Gemm main = product(x, shared_matrix(weight), Transpose::kYes, adapted ? 1.0F : 0.0F, y, bias);
+  if (scratch.rehearsing()) {
+    if (adapted && output) gemm_.foresee(up);
+    if (output) gemm_.foresee(main);
+    return;
+  }
 
   convert_all(conversions);
   if (adapted) {
     const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}) + (output ? traffic({y}) : 0.0));
     stack_adapters(p.lora, stacked, stream_);
     project_down(x, stacked.a, u, stream_);
+    keep_ranks(p.lora, u);
     if (own_u && p.u) convert(u, p.u, Accumulate::kNo);
     // The product with the weight then adds to this: so y is read while that product computes, not in a pass of its
     // own.
-    if (output) product(u, shared_matrix(stacked.b), Transpose::kNo, 0.0F, y, workspace);
+    if (output) gemm_.run(up, workspace);
   }
   if (!output) return;
 
   if (expanded) expand_weight(p.weight, expanded);
-  if (bias) convert(p.weight.bias, bias, Accumulate::kNo);
   {
     const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(y, x.cols));
-    product(x, shared_matrix(weight), Transpose::kYes, adapted ? 1.0F : 0.0F, y, workspace, bias.data);
+    gemm_.run(main, workspace);
   }
   if (p.act) activation(Activation::kGeluTanh, y.col_slice(p.gelu_begin, y.cols - p.gelu_begin), {}, p.act);
   if (p.sum) {
@@ -207,6 +207,7 @@ void CudaOps::adapter_gradients(const LinearBackward& p, const ConstView& dy, co
       timed(KernelFamily::kAdapter, adapters.da ? 2 * traffic({dy}) + traffic({adapters.x}) : traffic({dy}));
   stack_adapters(p.lora, adapters.stacked, stream_);
   project_down(dy, adapters.stacked.b, adapters.du, stream_);
+  keep_ranks(p.lora, adapters.du);
   if (!adapters.da) return;
   sum_outer(adapters.du, adapters.x, adapters.da, stream_);
   sum_outer(adapters.u, dy, adapters.db, stream_);
@@ -233,20 +234,37 @@ void CudaOps::linear_backward(const LinearBackward& p) {
     expanded = scratch.take(DType::BF16, 1, p.weight.out(), p.weight.in());
     weight = expanded;
   }
-  if (scratch.rehearsing()) return;
+  const float beta = p.accumulate == Accumulate::kYes ? 1.0F : 0.0F;
+  const Gemm up = product(adapters.du, shared_matrix(adapters.stacked.a), Transpose::kNo, beta, p.dx);
+  const Gemm main = product(dy, shared_matrix(weight), Transpose::kNo, adapted ? 1.0F : beta, p.dx);
+  if (scratch.rehearsing()) {
+    if (adapted && p.dx) gemm_.foresee(up);
+    if (p.dx) gemm_.foresee(main);
+    return;
+  }
 
   convert_all(conversions);
-  float beta = p.accumulate == Accumulate::kYes ? 1.0F : 0.0F;
   if (adapted) {
     adapter_gradients(p, dy, adapters);
     const ProfileSpan span = timed(KernelFamily::kAdapter, p.dx ? traffic({p.dx}) : 0.0);
-    if (p.dx) product(adapters.du, shared_matrix(adapters.stacked.a), Transpose::kNo, beta, p.dx, workspace);
-    beta = 1.0F;
+    if (p.dx) gemm_.run(up, workspace);
   }
   if (!p.dx) return;
   if (expanded) expand_weight(p.weight, expanded);
   const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(p.dx, dy.cols));
-  product(dy, shared_matrix(weight), Transpose::kNo, beta, p.dx, workspace);
+  gemm_.run(main, workspace);
+}
+
+void CudaOps::keep_ranks(const LoraBranch& branch, View u) {
+  if (branch.keep) gate_backward(u, branch.keep, {}, u, {});
+}
+
+void CudaOps::keep_ranks(std::span<const LoraBranch> lora, View u) {
+  std::int64_t column = 0;
+  for (const LoraBranch& branch : lora) {
+    keep_ranks(branch, u.col_slice(column, branch.rank()));
+    column += branch.rank();
+  }
 }
 
 void CudaOps::expand_weight(const Weight& weight, View out) {
@@ -260,23 +278,21 @@ void CudaOps::convert_all(const std::vector<std::pair<ConstView, View>>& convers
 }
 
 // y = x op(w) + beta * y + bias.
-void CudaOps::product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, View workspace,
-                      const void* bias) {
+Gemm CudaOps::product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, ConstView bias) {
   if (as_matrix(x).batch == 1 && as_matrix(y).batch == 1) {
     x = as_matrix(x);
     y = as_matrix(y);
   }
-  gemm_.run({.transpose_b = transpose,
-             .batch = y.batch,
-             .m = y.rows,
-             .n = y.cols,
-             .k = x.cols,
-             .a = matrix(x),
-             .b = w,
-             .beta = beta,
-             .c = matrix(y),
-             .bias = bias},
-            workspace);
+  return {.transpose_b = transpose,
+          .batch = y.batch,
+          .m = y.rows,
+          .n = y.cols,
+          .k = x.cols,
+          .a = matrix(x),
+          .b = w,
+          .beta = beta,
+          .c = matrix(y),
+          .bias = bias};
 }
 
 void CudaOps::few_rows_linear(const LinearForward& p) {
@@ -290,6 +306,7 @@ void CudaOps::few_rows_linear(const LinearForward& p) {
     const View part = u.col_slice(column, branch.rank());
     column += branch.rank();
     few_rows(p.x, plain(branch.a), 1.0F, Accumulate::kNo, part, stream_);
+    keep_ranks(branch, part);
     if (!p.y) continue;
     few_rows(part, plain(branch.b), branch.scale, Accumulate::kYes, p.y.col_slice(branch.row_begin, branch.b.rows),
              stream_);
@@ -318,6 +335,7 @@ void CudaOps::few_rows_linear_backward(const LinearBackward& p) {
     const View part = du.col_slice(column, branch.rank());
     const ConstView dy = p.dy.col_slice(branch.row_begin, branch.b.rows);
     few_rows_backward(dy, plain(branch.b), branch.scale, Accumulate::kNo, part, pieces, stream_);
+    keep_ranks(branch, part);
     if (branch.trained()) {
       few_rows_outer(part, p.x, 1.0F, branch.da, stream_);
       few_rows_outer(dy, p.u.col_slice(column, branch.rank()), branch.scale, branch.db, stream_);

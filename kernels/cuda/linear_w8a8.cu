@@ -24,6 +24,12 @@ V matrix_of(V v, std::int64_t first, std::int64_t samples) {
   return v;
 }
 
+// INT8 sums are exact, so where the results' rows are not aligned as wgmma's kernel wants them, mma's computes the
+// same.
+void multiply(const FusedGemm& gemm, TensorCores cores, cudaStream_t stream) {
+  fused_gemm(gemm, fused_gemm_supports(gemm, cores) ? cores : TensorCores::kSm80, stream);
+}
+
 // Calls f(first, samples): once if the whole batch may be one matrix, else for each sample.
 template <class Function>
 void for_matrices(std::int64_t batch, bool whole, Function f) {
@@ -61,6 +67,7 @@ void CudaOps::linear_w8a8(const LinearForward& p) {
     const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}));
     stack_adapters(p.lora, stacked, stream_);
     project_down(x, stacked.a, u, stream_);
+    keep_ranks(p.lora, u);
     if (own_u && p.u) convert(u, p.u, Accumulate::kNo);
   }
   quantise(x, {}, quantised);
@@ -69,21 +76,21 @@ void CudaOps::linear_w8a8(const LinearForward& p) {
   const bool whole = joined(u) && joined(p.y) && joined(p.act) && !p.sum;
   for_matrices(x.batch, whole, [&](std::int64_t first, std::int64_t samples) {
     const std::int64_t rows = samples * x.rows;
-    fused_gemm({.a = quantised.values.row_slice(first * x.rows, rows),
-                .b = p.weight.values,
-                .a_scale = quantised.scales.col_slice(first * x.rows, rows),
-                .b_scale = p.weight.scales,
-                .u = adapted ? matrix_of(ConstView(u), first, samples) : ConstView{},
-                .v = adapted ? stacked.b : View{},
-                .transpose_v = Transpose::kNo,
-                .bias = p.weight.bias,
-                .y = matrix_of(p.y, first, samples),
-                .act = matrix_of(p.act, first, samples),
-                .gelu_begin = p.gelu_begin,
-                .gate = matrix_of(p.gate, first, samples),
-                .residual = matrix_of(p.residual, first, samples),
-                .sum = matrix_of(p.sum, first, samples)},
-               tensor_cores_, stream_);
+    multiply({.a = quantised.values.row_slice(first * x.rows, rows),
+              .b = p.weight.values,
+              .a_scale = quantised.scales.col_slice(first * x.rows, rows),
+              .b_scale = p.weight.scales,
+              .u = adapted ? matrix_of(ConstView(u), first, samples) : ConstView{},
+              .v = adapted ? stacked.b : View{},
+              .transpose_v = Transpose::kNo,
+              .bias = p.weight.bias,
+              .y = matrix_of(p.y, first, samples),
+              .act = matrix_of(p.act, first, samples),
+              .gelu_begin = p.gelu_begin,
+              .gate = matrix_of(p.gate, first, samples),
+              .residual = matrix_of(p.residual, first, samples),
+              .sum = matrix_of(p.sum, first, samples)},
+             tensor_cores_, stream_);
   });
 }
 
@@ -110,15 +117,15 @@ void CudaOps::linear_backward_w8a8(const LinearBackward& p) {
   const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(p.dx, dy.cols));
   for_matrices(dy.batch, joined(p.dx), [&](std::int64_t first, std::int64_t samples) {
     const std::int64_t rows = samples * dy.rows;
-    fused_gemm({.a = quantised.values.row_slice(first * dy.rows, rows),
-                .b = weight,
-                .a_scale = quantised.scales.col_slice(first * dy.rows, rows),
-                .u = adapted ? matrix_of(ConstView(adapters.du), first, samples) : ConstView{},
-                .v = adapted ? adapters.stacked.a : View{},
-                .transpose_v = Transpose::kNo,
-                .y = matrix_of(p.dx, first, samples),
-                .accumulate = p.accumulate},
-               tensor_cores_, stream_);
+    multiply({.a = quantised.values.row_slice(first * dy.rows, rows),
+              .b = weight,
+              .a_scale = quantised.scales.col_slice(first * dy.rows, rows),
+              .u = adapted ? matrix_of(ConstView(adapters.du), first, samples) : ConstView{},
+              .v = adapted ? adapters.stacked.a : View{},
+              .transpose_v = Transpose::kNo,
+              .y = matrix_of(p.dx, first, samples),
+              .accumulate = p.accumulate},
+             tensor_cores_, stream_);
   });
 }
 

@@ -14,6 +14,7 @@ inline constexpr int kWide = 8;
 inline constexpr int kThreads = 256;  // of a block, where nothing else decides
 
 __device__ inline float to_float(__half v) { return __half2float(v); }
+__device__ inline float to_float(std::int8_t v) { return static_cast<float>(v); }
 
 // N neighbouring values as they stand in memory. Fewer than four promise no alignment beyond that of T.
 template <class T, int N>
