@@ -149,27 +149,19 @@ double cost(const FusedGemm& g) {
 void fused_gemm_sm90(const FusedGemm& g, cudaStream_t stream) {
   using namespace sm90;
   require(fused_gemm_sm90_supports(g), "fused_gemm: shapes, types or alignment");
-#ifdef FORCE_TILE
-  if (FORCE_TILE >= 0) switch (FORCE_TILE) {
-      case 0: return launch<Tile<2, 128, 256>>(g, stream);
-      case 1: return launch<Tile<3, 192, 192>>(g, stream);
-      case 2: return launch<Tile<2, 128, 192>>(g, stream);
-      default: return launch<Tile<1, 64, 192>>(g, stream);
-    }
-#endif
   // Small tiles fetch more for each multiplication.
-  const double costs[] = {cost<Tile<2, 128, 256>>(g), cost<Tile<3, 192, 192>>(g), 1.1 * cost<Tile<2, 128, 192>>(g),
-                          1.4 * cost<Tile<1, 64, 192>>(g)};
+  const double costs[] = {cost<Tile<2, 256>>(g), cost<Tile<3, 192>>(g), 1.1 * cost<Tile<2, 192>>(g),
+                          1.4 * cost<Tile<1, 192>>(g)};
   switch (std::min_element(std::begin(costs), std::end(costs)) - std::begin(costs)) {
-    case 0: return launch<Tile<2, 128, 256>>(g, stream);
-    case 1: return launch<Tile<3, 192, 192>>(g, stream);
-    case 2: return launch<Tile<2, 128, 192>>(g, stream);
-    default: return launch<Tile<1, 64, 192>>(g, stream);
+    case 0: return launch<Tile<2, 256>>(g, stream);
+    case 1: return launch<Tile<3, 192>>(g, stream);
+    case 2: return launch<Tile<2, 192>>(g, stream);
+    default: return launch<Tile<1, 192>>(g, stream);
   }
 }
 
 bool fused_gemm_sm90_supports(const FusedGemm& g) {
-  // TMA reads and writes rows that begin at multiples of 16 bytes, and writes no less than that.
+  // TMA reads and writes rows that begin at multiples of 16 bytes, and writes such multiples.
   constexpr std::int64_t kBytes = 16, kAligned = kBytes / 2;
   const auto fits = [](const ConstView& v, DType dtype) {
     return !v || (v.dtype == dtype && reinterpret_cast<std::uintptr_t>(v.data) % kBytes == 0 &&
@@ -179,8 +171,8 @@ bool fused_gemm_sm90_supports(const FusedGemm& g) {
   const DType operands = int8 ? DType::I8 : DType::BF16;
   return fits(g.a, operands) && fits(g.b, operands) && fits(g.u, DType::BF16) && fits(g.v, DType::BF16) &&
          fits(g.y, DType::BF16) && fits(g.act, DType::BF16) && fits(g.residual, DType::BF16) &&
-         fits(g.sum, DType::BF16) && (!g.act || g.gelu_begin % kAligned == 0) && (!g.act || g.act.cols >= kAligned) &&
-         (g.transpose_b == Transpose::kYes ? g.b.rows : g.b.cols) >= kAligned;
+         fits(g.sum, DType::BF16) && (!g.act || g.gelu_begin % kAligned == 0) &&
+         (g.transpose_b == Transpose::kYes ? g.b.rows : g.b.cols) % kAligned == 0;
 }
 
 namespace sm90 {

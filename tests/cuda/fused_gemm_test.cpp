@@ -165,8 +165,8 @@ TEST_CASE("fused product: equals the plain loop") {
     };
     run(base);
     with([](Case& c) { c.m = 1, c.n = 8, c.k = 16; });
-    with([](Case& c) { c.m = 33, c.n = 15, c.k = 48; });
-    with([](Case& c) { c.m = 77, c.n = 199, c.k = 272, c.bias = true; });
+    with([](Case& c) { c.m = 33, c.n = 16, c.k = 48; });
+    with([](Case& c) { c.m = 77, c.n = 200, c.k = 272, c.bias = true; });
     with([](Case& c) { c.m = 400, c.n = 776, c.k = 400, c.rank = 16; });        // several tiles
     with([](Case& c) { c.rank = 200, c.v = Transpose::kYes, c.bias = true; });  // several steps of rank
     with([](Case& c) { c.rank = 72, c.v = Transpose::kNo, c.bias_type = DType::BF16, c.bias = true; });
@@ -179,6 +179,15 @@ TEST_CASE("fused product: equals the plain loop") {
     with([](Case& c) { c.sum = true, c.in_place = true, c.y = false, c.n = 520; });
     with([](Case& c) { c.sum = true, c.gate = false, c.m = 201; });
     with([](Case& c) { c.accumulate = Accumulate::kYes, c.n = 520, c.m = 300, c.rank = 16; });
+  }
+}
+
+TEST_CASE("fused product: shapes that fill a GPU of 132 multiprocessors with one tile each") {
+  if (gpu() == nullptr) return;
+  for (const auto& [m, n] : {std::pair{1024, 4096}, std::pair{1536, 3072}, std::pair{1024, 3072}}) {
+    run({.m = m, .n = n, .k = 48, .rank = 16, .bias = true});
+    run({.operands = DType::BF16, .m = m, .n = n, .k = 48, .rank = 16, .scales = false});
+    run({.operands = DType::BF16, .b = Transpose::kNo, .m = m, .n = n, .k = 48, .scales = false});
   }
 }
 
@@ -210,6 +219,9 @@ TEST_CASE("fused product: refuses operands that it would misread") {
   refused(g);
   g = good;
   g.y.dtype = DType::F32;
+  refused(g);
+  g = good;
+  g.b = o.b8.view.row_slice(0, 199);  // columns of y that 16 bytes do not divide
   refused(g);
 }
 
