@@ -151,20 +151,20 @@ void fused_gemm_sm90(const FusedGemm& g, cudaStream_t stream) {
   require(fused_gemm_sm90_supports(g), "fused_gemm: shapes, types or alignment");
 #ifdef FORCE_TILE
   if (FORCE_TILE >= 0) switch (FORCE_TILE) {
-      case 0: return launch<Tile<2, 256>>(g, stream);
-      case 1: return launch<Tile<3, 192>>(g, stream);
-      case 2: return launch<Tile<2, 192>>(g, stream);
-      default: return launch<Tile<1, 192>>(g, stream);
+      case 0: return launch<Tile<2, 128, 256>>(g, stream);
+      case 1: return launch<Tile<3, 192, 192>>(g, stream);
+      case 2: return launch<Tile<2, 128, 192>>(g, stream);
+      default: return launch<Tile<1, 64, 192>>(g, stream);
     }
 #endif
   // Small tiles fetch more for each multiplication.
-  const double costs[] = {cost<Tile<2, 256>>(g), cost<Tile<3, 192>>(g), 1.1 * cost<Tile<2, 192>>(g),
-                          1.4 * cost<Tile<1, 192>>(g)};
+  const double costs[] = {cost<Tile<2, 128, 256>>(g), cost<Tile<3, 192, 192>>(g), 1.1 * cost<Tile<2, 128, 192>>(g),
+                          1.4 * cost<Tile<1, 64, 192>>(g)};
   switch (std::min_element(std::begin(costs), std::end(costs)) - std::begin(costs)) {
-    case 0: return launch<Tile<2, 256>>(g, stream);
-    case 1: return launch<Tile<3, 192>>(g, stream);
-    case 2: return launch<Tile<2, 192>>(g, stream);
-    default: return launch<Tile<1, 192>>(g, stream);
+    case 0: return launch<Tile<2, 128, 256>>(g, stream);
+    case 1: return launch<Tile<3, 192, 192>>(g, stream);
+    case 2: return launch<Tile<2, 128, 192>>(g, stream);
+    default: return launch<Tile<1, 64, 192>>(g, stream);
   }
 }
 

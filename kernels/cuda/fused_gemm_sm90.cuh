@@ -21,19 +21,27 @@ constexpr int kSharedLimit = 227 * 1024;
 
 enum class Operands : std::uint8_t { kInt8, kBf16, kBf16RightMnMajor };
 
-template <int kGroups_, int kCols_>
+// kGroups consumers share each tile of kRows, or take tiles by turns.
+template <int kGroups_, int kRows_, int kCols_>
 struct Tile {
-  static constexpr int kGroups = kGroups_, kRows = 64 * kGroups, kCols = kCols_;
+  static constexpr int kGroups = kGroups_, kRows = kRows_, kCols = kCols_;
+  static constexpr bool kByTurns = kGroups == 2 && kCols == 192;
+  static constexpr int kBlocks = kByTurns ? kRows / 64 : 1;  // of 64 rows, that a consumer holds
+  static constexpr int kGroupsOfTile = kByTurns ? 1 : kGroups;
   static constexpr int kThreads = (kGroups + 1) * kWarpgroup;
   static constexpr int kLeftBytes = kRows * 128, kRightBytes = kCols * 128, kStageBytes = kLeftBytes + kRightBytes;
   // Each warp stores its 16 rows by itself, a chunk of columns at a time, through two buffers.
-  static constexpr int kChunk = kGroups < 3 ? 64 : 32;
+  static constexpr int kChunk = kCols == 192 && kGroups > 1 ? 32 : 64;
   static constexpr int kBufferBytes = kWarpRows * kChunk * 2;
   static constexpr int kBuffers = kGroups * 4 * 2;
   static constexpr int kBarrierBytes = 512, kAlignment = 1024;
   static constexpr int kStages = (kSharedLimit - kAlignment - kBarrierBytes - kBuffers * kBufferBytes) / kStageBytes;
   static constexpr int kSharedBytes = kAlignment + kStages * kStageBytes + kBuffers * kBufferBytes + kBarrierBytes;
+  // Of a thread: as many as fit into the 64 Ki of a multiprocessor.
+  static constexpr int kProducerRegisters = kGroups == 3 ? 32 : (kByTurns ? 24 : 40);
+  static constexpr int kConsumerRegisters = kGroups == 3 ? 160 : (kByTurns ? 240 : 232);
   static_assert((2 * kStages + kBuffers) * 8 <= kBarrierBytes && kCols % kChunk == 0);
+  static_assert(kRows == 64 * kBlocks * kGroupsOfTile);
 };
 
 // Output tiles in the order of computation: bands of a few pairs of tiles, column by column, so that blocks at work at
@@ -94,6 +102,10 @@ struct Ring {
       parity ^= 1;
     }
   }
+  __device__ Ring after(int steps) const {
+    const int at = stage + steps;
+    return {at % T::kStages, parity ^ (at / T::kStages & 1U)};
+  }
 };
 
 // Half of a right operand, to both blocks of the cluster.
@@ -107,7 +119,7 @@ __device__ void load_right(const CUtensorMap& map, bool mn_major, int k, int col
     return;
   }
   constexpr int kPanelBytes = kRowElements * 128;
-#pragma unroll
+#pragma unroll 1  // few registers
   for (int panel = 0; panel < T::kCols / kRowElements; ++panel) {
     load_box_to_cluster(to + panel * kPanelBytes + half * (kPanelBytes / 2), map, column + panel * kRowElements,
                         k + half * (kRowElements / 2), barrier, kBoth);
@@ -148,39 +160,61 @@ __device__ void release(Memory<T> memory, int stage) {
   if (thread < kCluster) arrive_remote(memory.empty(stage), thread);
 }
 
+// What a thread holds of the blocks of 64 rows of a consumer.
 template <class T>
-__device__ void finish_multiplies(Sums<T::kCols>& d) {
+using Held = Sums<T::kCols>[T::kBlocks];
+
+template <class T>
+__device__ void finish_multiplies(Held<T>& d) {
   wait_multiplies<0>();
 #pragma unroll
-  for (int i = 0; i < T::kCols / 2; ++i) asm volatile("" : "+r"(d[i])::"memory");
+  for (int block = 0; block < T::kBlocks; ++block) {
+#pragma unroll
+    for (int i = 0; i < T::kCols / 2; ++i) asm volatile("" : "+r"(d[block][i])::"memory");
+  }
 }
+
+constexpr std::uint32_t kBlockBytes = 64 * kRowBytes;  // of 64 rows of a left operand
 
 // A stage of BF16 operands, up to 64 steps of K.
 template <class T, bool kMnMajor, bool kCommitEach>
-__device__ void multiply_stage(Sums<T::kCols>& d, std::uint32_t left, std::uint32_t right, int steps, bool add) {
+__device__ void multiply_stage(Held<T>& d, std::uint32_t left, std::uint32_t right, int steps, bool add) {
 #pragma unroll
   for (int i = 0; i < kRowElements / 16; ++i) {
     if (i >= steps) break;
     fence_registers();
     const std::uint64_t b =
         kMnMajor ? mn_major(right + i * 16 * kRowBytes, kRowElements * kRowBytes) : k_major(right + i * 32);
-    multiply_bf16<T::kCols, kMnMajor>(d, k_major(left + i * 32), b, add || i > 0);
+#pragma unroll
+    for (int block = 0; block < T::kBlocks; ++block) {
+      multiply_bf16<T::kCols, kMnMajor>(d[block], k_major(left + block * kBlockBytes + i * 32), b, add || i > 0);
+    }
     if (kCommitEach) commit_multiplies();
   }
 }
 
-// d = the tile's rows of a op(b), as int32 or float32.
+template <class T>
+__device__ void multiply_stage_s8(Held<T>& d, std::uint32_t left, std::uint32_t right, bool add) {
+  fence_registers();
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+#pragma unroll
+    for (int block = 0; block < T::kBlocks; ++block) {
+      multiply_s8<T::kCols>(d[block], k_major(left + block * kBlockBytes + i * 32), k_major(right + i * 32),
+                            add || i > 0);
+    }
+  }
+}
+
+// d = the consumer's rows of a op(b), as int32 or float32; they begin at `row` of the tile.
 template <class T, Operands kOperands>
-__device__ void multiply_all(Sums<T::kCols>& d, const Arguments& p, Memory<T> memory, Ring<T>& ring, int group) {
+__device__ void multiply_all(Held<T>& d, const Arguments& p, Memory<T> memory, Ring<T>& ring, int row) {
   int previous = 0;
   for (int step = 0; step < p.k_steps; ++step, ring.advance()) {
     wait_barrier(memory.full(ring.stage), ring.parity);
-    const std::uint32_t left = memory.left(ring.stage) + group * 64 * kRowBytes, right = memory.right(ring.stage);
+    const std::uint32_t left = memory.left(ring.stage) + row * kRowBytes, right = memory.right(ring.stage);
     if constexpr (kOperands == Operands::kInt8) {
-      fence_registers();
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        multiply_s8<T::kCols>(d, k_major(left + i * 32), k_major(right + i * 32), step > 0 || i > 0);
+      multiply_stage_s8<T>(d, left, right, step > 0);
     } else {
       multiply_stage<T, kOperands == Operands::kBf16RightMnMajor, false>(d, left, right, 4, step > 0);
     }
@@ -195,10 +229,10 @@ __device__ void multiply_all(Sums<T::kCols>& d, const Arguments& p, Memory<T> me
 
 // d += u op(v).
 template <class T>
-__device__ void add_low_rank(Sums<T::kCols>& d, const Arguments& p, Memory<T> memory, Ring<T>& ring, int group) {
+__device__ void add_low_rank(Held<T>& d, const Arguments& p, Memory<T> memory, Ring<T>& ring, int row) {
   for (int r = 0; r < p.rank; r += kRowElements, ring.advance()) {
     wait_barrier(memory.full(ring.stage), ring.parity);
-    const std::uint32_t left = memory.left(ring.stage) + group * 64 * kRowBytes, right = memory.right(ring.stage);
+    const std::uint32_t left = memory.left(ring.stage) + row * kRowBytes, right = memory.right(ring.stage);
     const int steps = (p.rank - r + 15) / 16;
     if (p.v_mn_major) {
       multiply_stage<T, true, true>(d, left, right, steps, true);
@@ -209,6 +243,25 @@ __device__ void add_low_rank(Sums<T::kCols>& d, const Arguments& p, Memory<T> me
     release(memory, ring.stage);
   }
 }
+
+// Consumers that take tiles by turns also take the ring's stages by turns.
+template <class T>
+struct Turns {
+  int group;
+
+  __device__ void wait() const {
+    if constexpr (T::kByTurns) asm volatile("bar.sync %0, 256;" ::"r"(1 + group) : "memory");
+  }
+  // The other's turn, once all that this consumer still has to take from the ring is there: waiting for a stage is only
+  // defined while at most one filling of it is to come.
+  __device__ void pass_on(Memory<T> memory, Ring<T> ring, int steps) const {
+    if constexpr (T::kByTurns) {
+      for (; steps > 0; --steps, ring.advance()) wait_barrier(memory.full(ring.stage), ring.parity);
+      begin_other();
+    }
+  }
+  __device__ void begin_other() const { asm volatile("bar.arrive %0, 256;" ::"r"(2 - group) : "memory"); }
+};
 
 // The same in all lanes, and the compiler knows.
 __device__ inline int uniform(int v) { return __shfl_sync(0xFFFFFFFFU, v, 0); }
@@ -255,15 +308,39 @@ class Vector {
   float held_[kHeld];
 };
 
+// What a tile is scaled by and its bias. A thread holds rows from `row` on: in each block of 64 the first and the
+// eighth after it.
+template <class T>
+struct Factors {
+  float rows[T::kBlocks][2];
+  Vector<T> columns, bias;
+
+  __device__ void fetch(const Arguments& p, int row, int column) {
+    columns.fetch(p.b_scale, DType::F32, 1.0F, column, p.n);
+    bias.fetch(p.bias, p.bias_type, 0.0F, column, p.n);
+#pragma unroll
+    for (int block = 0; block < T::kBlocks; ++block) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int r = min(row + 64 * block + 8 * half, p.m - 1);
+        rows[block][half] = p.a_scale != nullptr ? p.a_scale[r] : 1.0F;
+      }
+    }
+  }
+};
+
 // Int32 to float32 where they are; scales and bias.
 template <class T, bool kInt8>
-__device__ void scale(Sums<T::kCols>& d, const Arguments& p, const float (&row_scales)[2], const Vector<T>& scales,
-                      const Vector<T>& bias) {
+__device__ void scale(Held<T>& d, const Arguments& p, const Factors<T>& factors) {
   if (kInt8 || p.a_scale != nullptr) {
 #pragma unroll
-    for (int i = 0; i < T::kCols / 2; ++i) {
-      const float x = kInt8 ? static_cast<float>(static_cast<int>(d[i])) : value(d[i]);
-      d[i] = __float_as_uint(x * row_scales[i / 2 % 2]);
+    for (int block = 0; block < T::kBlocks; ++block) {
+#pragma unroll
+      for (int i = 0; i < T::kCols / 2; ++i) {
+        std::uint32_t& x = d[block][i];
+        x = __float_as_uint((kInt8 ? static_cast<float>(static_cast<int>(x)) : value(x)) *
+                            factors.rows[block][i / 2 % 2]);
+      }
     }
   }
   if (p.b_scale == nullptr && p.bias == nullptr) return;
@@ -271,11 +348,14 @@ __device__ void scale(Sums<T::kCols>& d, const Arguments& p, const float (&row_s
   for (int j = 0; j < T::kCols / 8; ++j) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float s = scales.at(j, i), b = bias.at(j, i);
+      const float s = factors.columns.at(j, i), b = factors.bias.at(j, i);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        std::uint32_t& x = d[4 * j + 2 * half + i];
-        x = __float_as_uint(fmaf(value(x), s, b));
+      for (int block = 0; block < T::kBlocks; ++block) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          std::uint32_t& x = d[block][4 * j + 2 * half + i];
+          x = __float_as_uint(fmaf(value(x), s, b));
+        }
       }
     }
   }
@@ -439,25 +519,36 @@ template <class T, Operands kOperands>
 __device__ void consume(const Arguments& p, Memory<T> memory) {
   const int warp = uniform(static_cast<int>(threadIdx.x) / 32), group = warp / 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  Ring<T> ring;
   Writer<T> writer(p, memory);
-  Vector<T> scales, bias;
-  for (int i = static_cast<int>(blockIdx.x) / kCluster; i < p.schedule.count(); i += gridDim.x / kCluster) {
-    int pair, column;
-    p.schedule.place(i, pair, column);
-    const int row = (pair * kCluster + static_cast<int>(block_in_cluster())) * T::kRows + warp * kWarpRows;
-    writer.begin(row, column * T::kCols);
-    scales.fetch(p.b_scale, DType::F32, 1.0F, column * T::kCols, p.n);
-    bias.fetch(p.bias, p.bias_type, 0.0F, column * T::kCols, p.n);
-    float row_scales[2] = {1.0F, 1.0F};
-    if (p.a_scale != nullptr) {
-      for (int half = 0; half < 2; ++half) row_scales[half] = p.a_scale[min(row + lane / 4 + 8 * half, p.m - 1)];
+  const Turns<T> turns{group};
+  const int clusters = static_cast<int>(gridDim.x) / kCluster, steps = p.k_steps + p.rank_steps();
+  const int turn = T::kByTurns ? group : 0, all_turns = T::kByTurns ? T::kGroups : 1;
+  const int first_row = T::kByTurns ? 0 : group * 64;  // of the consumer in the tile
+  Ring<T> ring = Ring<T>{}.after(turn * steps);
+  if (T::kByTurns && group > 0) turns.begin_other();
+  for (int i = static_cast<int>(blockIdx.x) / kCluster + turn * clusters; i < p.schedule.count();
+       i += all_turns * clusters) {
+    int pair, tile_column;
+    p.schedule.place(i, pair, tile_column);
+    const int row =
+        (pair * kCluster + static_cast<int>(block_in_cluster())) * T::kRows + first_row + warp % 4 * kWarpRows;
+    const int column = tile_column * T::kCols;
+    writer.begin(row, column);
+    Factors<T> factors;
+    if constexpr (!T::kByTurns) factors.fetch(p, row + lane / 4, column);  // meanwhile
+    Held<T> d;
+    turns.wait();
+    multiply_all<T, kOperands>(d, p, memory, ring, first_row);
+    turns.pass_on(memory, ring, p.rank_steps());
+    if constexpr (T::kByTurns) factors.fetch(p, row + lane / 4, column);  // no registers before
+    scale<T, kOperands == Operands::kInt8>(d, p, factors);
+    add_low_rank<T>(d, p, memory, ring, first_row);
+#pragma unroll
+    for (int block = 0; block < T::kBlocks; ++block) {
+      if (block > 0) writer.begin(row + 64 * block, column);
+      writer.write(d[block]);
     }
-    Sums<T::kCols> d;
-    multiply_all<T, kOperands>(d, p, memory, ring, group);
-    scale<T, kOperands == Operands::kInt8>(d, p, row_scales, scales, bias);
-    add_low_rank<T>(d, p, memory, ring, group);
-    writer.write(d);
+    ring = ring.after((all_turns - 1) * steps);
   }
   writer.finish();
 }
@@ -472,18 +563,18 @@ __global__ void __launch_bounds__(T::kThreads, 1) fused_gemm_kernel(const __grid
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < T::kStages; ++stage) {
       init_barrier(memory.full(stage), 1);
-      init_barrier(memory.empty(stage), T::kGroups * kCluster);
+      init_barrier(memory.empty(stage), T::kGroupsOfTile * kCluster);
     }
     for (int i = 0; i < T::kBuffers; ++i) init_barrier(memory.loaded(i), 1);
     publish_barriers();
   }
   synchronize_cluster();
   if (threadIdx.x >= T::kGroups * kWarpgroup) {
-    give_registers<T::kGroups == 3 ? 32 : 40>();
+    give_registers<T::kProducerRegisters>();
     if (threadIdx.x / 32 == T::kGroups * 4 && elect()) produce<T, kOperands>(p, memory);
     __syncwarp();
   } else {
-    take_registers<T::kGroups == 3 ? 160 : 232>();
+    take_registers<T::kConsumerRegisters>();
     consume<T, kOperands>(p, memory);
   }
   synchronize_cluster();  // until then the other block's copies and arrivals come here

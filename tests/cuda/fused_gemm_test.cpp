@@ -164,7 +164,8 @@ TEST_CASE("fused product: equals the plain loop") {
       run(c);
     };
     run(base);
-    with([](Case& c) { c.m = c.n = 1, c.k = 16, c.n = 7; });
+    with([](Case& c) { c.m = 1, c.n = 8, c.k = 16; });
+    with([](Case& c) { c.m = 33, c.n = 15, c.k = 48; });
     with([](Case& c) { c.m = 77, c.n = 199, c.k = 272, c.bias = true; });
     with([](Case& c) { c.m = 400, c.n = 776, c.k = 400, c.rank = 16; });        // several tiles
     with([](Case& c) { c.rank = 200, c.v = Transpose::kYes, c.bias = true; });  // several steps of rank
