@@ -147,7 +147,7 @@ int run_step(const SpeedOptions& options) {
     update.step = ++step;
     device->ops().adamw(update);
   };
-  constexpr int kWarmUps = 3;  // plans of matrix products, clocks
+  constexpr int kWarmUps = 5;  // plans of matrix products, clocks
   for (int i = 0; i < kWarmUps; ++i) one_step();
   std::vector<double> times(static_cast<std::size_t>(options.repeats));
   for (double& time : times) time = seconds_of(one_step, device.get());
