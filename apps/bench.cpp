@@ -1,6 +1,10 @@
 // squareq-bench: is it right, and how fast is it?
 #include <CLI/CLI.hpp>
 
+#include "apps/bench/attention.h"
+#include "apps/bench/gemm.h"
+#include "apps/bench/data.h"
+#include "apps/bench/decode.h"
 #include "apps/bench/inference.h"
 #include "apps/bench/operations.h"
 #include "apps/bench/parity.h"
@@ -9,6 +13,7 @@
 #include "apps/bench/tokens.h"
 #include "apps/device_options.h"
 #include "apps/program.h"
+#include "engine/evaluation.h"
 #include "engine/pipeline.h"
 #include "engine/saved_lora.h"
 
@@ -29,13 +34,14 @@ int run_loss(const std::string& config_path, const std::string& lora, std::int64
   TrainingSet data = load_training_set(config, parts, slab.flux_shape(), *device);
   SavedLoras loras;
   if (!lora.empty()) loras = load_loras({lora}, slab.flux_shape());
-  FixedDrawLoss evaluate(*device, slab, config.training, data, loras.targets);
-  loras.upload(evaluate.engine());
-  const double loss = evaluate(draws);
+  FluxEngine engine(*device, slab,
+                    {.batch = config.training.batch_size, .sequences = sequences_of(data), .lora = loras.targets});
+  loras.upload(engine);
+  const double loss = fixed_draw_loss(engine, data, 0, draws, config.training.guidance);
   if (json) {
     fmt::print("{}\n", nlohmann::json{{"loss", loss}, {"draws", draws}}.dump());
   } else {
-    fmt::print("loss over {} pictures x {} noise levels: {:.6f}\n", data.examples.size(), draws, loss);
+    fmt::print("loss over {} samples x {} noise levels: {:.6f}\n", data.samples.size(), draws, loss);
   }
   return 0;
 }
@@ -82,10 +88,22 @@ int main(int argc, char** argv) {
   loss_command->add_option("--lora", lora, "LoRA file, or FILE:STRENGTH");
   loss_command->add_option("--draws", draws, "noise levels for each picture")->check(CLI::Range(1, 100000));
 
+  std::string data_output;
+  std::int64_t data_steps = 4;
+  auto* data_command = app.add_subcommand("data", "record what the first steps of a run train on");
+  data_command->add_option("CONFIG", config, "as for squareq-train")->required();
+  data_command->add_option("--steps", data_steps)->check(CLI::Range(1, 1000))->capture_default_str();
+  data_command->add_option("-o,--output", data_output, "safetensors file")->required();
+
+  DecodeOptions decode;
+  auto* decode_command = app.add_subcommand("decode", "rate of decoding JPEG pictures, against libjpeg-turbo alone");
+  decode_command->add_option("FILES", decode.files, "JPEG pictures")->required();
+
   SpeedOptions speed;
   std::int64_t size = 2048;
-  auto* gemm_command = app.add_subcommand("gemm", "rate of OpenBLAS alone");
-  gemm_command->add_option("--size", size, "of the square matrices")
+  auto* gemm_command =
+      app.add_subcommand("gemm", "rates of matrix products: of OpenBLAS, or of linear layers on a GPU");
+  gemm_command->add_option("--size", size, "of the square matrices, on the CPU")
       ->check(CLI::Range(1, 20000))
       ->capture_default_str();
   auto* block_command = app.add_subcommand("block", "time of every kind of stage");
@@ -111,7 +129,18 @@ int main(int argc, char** argv) {
         ->capture_default_str();
     command->add_flag("--checkpointing", speed.checkpointing, "recompute activations in the backward pass");
   }
-  for (auto* command : {gemm_command, block_command, step_command, sampling_command, t5_command, vae_command}) {
+  AttentionOptions attention;
+  auto* attention_command =
+      app.add_subcommand("attention", "rate and error of every implementation of attention on a GPU");
+  attention_command->add_option("--tokens", attention.tokens, "one or several lengths")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  attention_command->add_option("--heads", attention.heads)->check(CLI::Range(1, 256))->capture_default_str();
+  attention_command->add_option("--features", attention.features, "of a head")
+      ->check(CLI::Range(1, 128))
+      ->capture_default_str();
+  for (auto* command :
+       {gemm_command, block_command, step_command, sampling_command, t5_command, vae_command, attention_command}) {
     command->add_option("--repeats", speed.repeats, "the median counts")
         ->check(CLI::Range(1, 1000))
         ->capture_default_str();
@@ -125,17 +154,28 @@ int main(int argc, char** argv) {
 
   return squareq::run_program(app, argc, argv, [&] {
     parity.threads = replay.threads = speed.threads = threads;
-    parity.compute = replay.compute = speed.compute = compute;
+    parity.compute = replay.compute = speed.compute = operations.compute = compute;
     parity.device = replay.device = speed.device = operations.device = device;
     speed.json = operations.json = json;
     if (*parity_command) return report(run_parity(parity), json);
     if (*replay_command) return report(run_replay(replay), json);
     if (*tokens_command) return run_tokens(tokens_dir, tokens_file, json);
+    if (*data_command) return run_data(config, data_steps, data_output);
+    if (*decode_command) {
+      decode.threads = threads;
+      return run_decode(decode, json);
+    }
     if (*loss_command) return run_loss(config, lora, draws, json);
     if (*gemm_command) return run_gemm(size, speed);
     if (*sampling_command) return run_sampling(speed);
     if (*t5_command) return run_t5(speed);
     if (*vae_command) return run_vae(speed);
+    if (*attention_command) {
+      attention.repeats = speed.repeats;
+      attention.threads = threads;
+      attention.json = json;
+      return run_attention(attention);
+    }
     if (*operations_command) return run_operations(operations);
     return *block_command ? run_block(speed) : run_step(speed);
   });

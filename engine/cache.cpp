@@ -19,7 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kFormat = "squareq cache record";
-constexpr const char* kVersion = "1";
+constexpr const char* kVersion = "2";
 
 std::size_t count_of(const std::vector<std::int64_t>& shape) {
   std::size_t count = 1;
@@ -51,11 +51,16 @@ void expect_metadata(const SafetensorsFile& file, const std::string& name, const
   }
 }
 
-Record read_record(const std::string& path, const CacheKey& key) {
-  const SafetensorsFile file(path);
+SafetensorsFile open_record(const std::string& path, const CacheKey& key) {
+  SafetensorsFile file(path);
   expect_metadata(file, "format", kFormat);
   expect_metadata(file, "version", kVersion);
   expect_metadata(file, "key", key.text());
+  return file;
+}
+
+Record read_record(const std::string& path, const CacheKey& key) {
+  const SafetensorsFile file = open_record(path, key);
   std::map<std::string, TensorInfo> tensors;
   for (const TensorInfo& info : file.tensors()) tensors.emplace(info.name, info);
   RecordSum sum;
@@ -66,6 +71,19 @@ Record read_record(const std::string& path, const CacheKey& key) {
   }
   expect_metadata(file, "sha256", sum.text());
   return record;
+}
+
+// The result of reading a record, or none if there is no usable one.
+template <class Read>
+auto attempt(const std::string& path, Read read) -> std::optional<decltype(read())> {
+  std::error_code error;
+  if (!fs::exists(path, error)) return std::nullopt;
+  try {
+    return read();
+  } catch (const Error& e) {
+    spdlog::warn("cache: {}; it is computed again", e.what());
+    return std::nullopt;
+  }
 }
 
 }  // namespace
@@ -92,20 +110,27 @@ Cache::Cache(std::string folder) : folder_(std::move(folder)) {
   }
 }
 
+std::string Cache::path_of(const CacheKey& key) const { return (fs::path(folder_) / key.file_name()).string(); }
+
+bool Cache::contains(const CacheKey& key) const {
+  const std::string path = path_of(key);
+  return attempt(path, [&] { return open_record(path, key); }).has_value();
+}
+
 std::optional<Record> Cache::load(const CacheKey& key) const {
-  const std::string path = (fs::path(folder_) / key.file_name()).string();
-  std::error_code error;
-  if (!fs::exists(path, error)) return std::nullopt;
-  try {
-    return read_record(path, key);
-  } catch (const Error& e) {
-    spdlog::warn("cache: {}; it is computed again", e.what());
-    return std::nullopt;
-  }
+  const std::string path = path_of(key);
+  return attempt(path, [&] { return read_record(path, key); });
+}
+
+Record Cache::require(const CacheKey& key) const {
+  std::optional<Record> record = load(key);
+  if (record) return std::move(*record);
+  throw FileError({path_of(key), "a cache record that is gone or damaged", "the one written for this run",
+                   "start the run again: it is computed anew"});
 }
 
 void Cache::store(const CacheKey& key, const Record& record) const {
-  const std::string path = (fs::path(folder_) / key.file_name()).string();
+  const std::string path = path_of(key);
   std::vector<std::vector<std::byte>> payloads;
   std::vector<TensorOut> tensors;
   RecordSum sum;
@@ -124,10 +149,11 @@ void Cache::store(const CacheKey& key, const Record& record) const {
                     {{"format", kFormat}, {"version", kVersion}, {"key", key.text()}, {"sha256", sum.text()}});
 }
 
-CacheKey latent_key(const std::string& image_hash, const std::string& vae_identity, std::int64_t width,
-                    std::int64_t height, std::string_view mode) {
+CacheKey latent_key(const LatentInputs& in) {
   CacheKey key("latent");
-  key.add("image", image_hash).add("vae", vae_identity).add("width", width).add("height", height).add("mode", mode);
+  key.add("image", in.image).add("vae", in.vae).add("width", in.width).add("height", in.height).add("mode", in.mode);
+  key.add("mirrored", in.mirrored ? 1 : 0).add("alpha", in.alpha ? 1 : 0).add("mask", in.mask);
+  key.add("mask_floor", fmt::format("{}", in.mask_floor));
   return key;
 }
 

@@ -49,6 +49,15 @@ class Cache {
   // another key is reported with a warning and treated as absent, so that it is computed again.
   std::optional<Record> load(const CacheKey& key) const;
 
+  // Whether there is a record with this key. Its numbers are not looked at.
+  bool contains(const CacheKey& key) const;
+
+  // Path of the key's record, whether it is there or not.
+  std::string path_of(const CacheKey& key) const;
+
+  // The record, which is there. Throws FileError if it is not, or damaged.
+  Record require(const CacheKey& key) const;
+
   // Written beside its place and renamed, so an interrupted run leaves a whole record or none. Throws FileError, and
   // NumericError if a value is not finite.
   void store(const CacheKey& key, const Record& record) const;
@@ -57,9 +66,19 @@ class Cache {
   std::string folder_;
 };
 
-// Key of a picture's latents; mode is "sample" or "mean". Hashes and identities come from engine/identity.h.
-CacheKey latent_key(const std::string& image_hash, const std::string& vae_identity, std::int64_t width,
-                    std::int64_t height, std::string_view mode);
+// What the latents and the mask of one sample depend on. Hashes and identities come from engine/identity.h.
+struct LatentInputs {
+  std::string image;       // hash of the picture
+  std::string vae;         // identity of the autoencoder
+  std::int64_t width = 0;  // of the bucket
+  std::int64_t height = 0;
+  std::string_view mode;  // "sample" or "mean"
+  bool mirrored = false;  // whether the mirrored picture's latent is there too
+  bool alpha = false;     // transparency is a mask
+  std::string mask;       // hash of the mask's file, or empty
+  double mask_floor = 0.0;
+};
+CacheKey latent_key(const LatentInputs& inputs);
 
 // Key of a caption's T5 states and pooled CLIP state; lengths in tokens.
 CacheKey text_key(std::string_view caption, const std::string& t5_identity, const std::string& clip_identity,

@@ -67,8 +67,7 @@ void draw_label(Image& image, std::string_view label, int left, int top, int sca
 }
 
 // Scaled to fit side x side, keeping proportions.
-Image thumbnail(const std::string& file, int side) {
-  const Image image = read_image(file);
+Image thumbnail(const Image& image, int side) {
   const int longest = std::max(image.width, image.height);
   const auto fit = [&](int length) {
     return std::max(1, static_cast<int>(static_cast<std::int64_t>(length) * side / longest));
@@ -88,7 +87,8 @@ void paste(Image& sheet, const Image& picture, int left, int top) {
 
 }  // namespace
 
-Image contact_sheet(const std::vector<SheetRow>& rows, int side) {
+Image contact_sheet(const std::vector<SheetRow>& rows, int side,
+                    const std::function<Image(const std::string& file)>& read) {
   if (side < 16) throw ConfigError({"contact sheet", std::to_string(side) + " pixels a picture", "at least 16", ""});
   const int scale = std::max(1, side / 100);
   std::size_t columns = 0;
@@ -111,7 +111,7 @@ Image contact_sheet(const std::vector<SheetRow>& rows, int side) {
     int left = kGap + margin;
     for (const std::string& file : row.files) {
       if (!file.empty()) {
-        const Image picture = thumbnail(file, side);
+        const Image picture = thumbnail(read(file), side);
         paste(sheet, picture, left + (side - picture.width) / 2, top + (side - picture.height) / 2);
       }
       left += side + kGap;

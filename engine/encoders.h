@@ -52,10 +52,10 @@ class TextEncoder {
   clip::Scratch clip_scratch_;
   View clip_hidden_, clip_pooled_;
   Slab slab_;
+  Arena arena_;  // outlives the store, which copies into it
   SlabStore store_;
   t5::State t5_;
   Runner t5_runner_;
-  Arena arena_;
 };
 
 class Autoencoder {

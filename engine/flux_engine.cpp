@@ -3,7 +3,11 @@
 namespace squareq {
 
 FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run)
-    : device_(device), store_(slab, device), lora_(run.lora), keep_(run.keep), shapes_(run.sequences.size()) {
+    : device_(device),
+      store_(slab, device, run.residency),
+      lora_(run.lora, run.lora_memory),
+      keep_(run.keep),
+      shapes_(run.sequences.size()) {
   if (shapes_.empty()) throw std::logic_error("FluxEngine: no sequence");
   for (std::size_t i = 0; i < shapes_.size(); ++i) {
     Shape& shape = shapes_[i];
@@ -22,9 +26,13 @@ FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run)
       device_, [&](Carver& carver) { layout(carver); }, [&](Ops& ops) { rehearse(ops); });
   arena_.use();
   plan_.emplace_back("scratch of the operations", arena_.scratch_bytes());
-  for (const View& buffer : {lora_.parameters(), lora_.gradients(), lora_.mean(), lora_.variance()}) {
-    if (buffer.count() > 0) device_.ops().fill(buffer, 0.0F);
+  std::vector<View> buffers{lora_.parameters(), lora_.gradients()};
+  for (const auto& [name, view] : lora_.learnt()) buffers.push_back(view);
+  for (const View& buffer : buffers) {
+    const auto floats = static_cast<std::int64_t>((buffer.bytes() + 3) / 4);  // codes of 8 bits have room behind them
+    if (floats > 0) device_.ops().fill(View(buffer.data, DType::F32, 1, 1, floats), 0.0F);
   }
+  if (lora_.keep()) device_.ops().fill(lora_.keep(), 1.0F);
   select(0);
 }
 
@@ -51,6 +59,7 @@ void FluxEngine::layout(Carver& carver, Shape& shape) {
   flux::layout(carver, shape.state);
   const View& prediction = shape.state.prediction;
   shape.target = carver.take(prediction.dtype, prediction.batch, prediction.rows, prediction.cols);
+  shape.loss_weights = carver.take(DType::F32, prediction.batch, prediction.rows, 1);
   shape.runner->layout(carver);
 }
 
@@ -61,6 +70,7 @@ void FluxEngine::rehearse(Ops& ops) {
     std::vector<float> values(static_cast<std::size_t>(state.batch));
     ops.flow_loss({.prediction = state.prediction,
                    .target = shape.target,
+                   .weight = shape.loss_weights,
                    .gradient_weight = values,
                    .loss = values,
                    .dprediction = state.dprediction});

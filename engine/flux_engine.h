@@ -20,7 +20,9 @@ struct FluxRun {
   std::vector<Sequence> sequences;  // one for every shape that a batch may have
   flux::Wanted wanted;
   Keep keep = Keep::kNothing;
+  Residency residency;
   std::vector<LoraTarget> lora;
+  LoraMemory lora_memory;
 };
 
 class FluxEngine {
@@ -35,8 +37,9 @@ class FluxEngine {
   void select(std::size_t sequence);
 
   Device& device() { return device_; }
-  flux::State& state() { return shape().state; }   // of the selected sequence
-  const View& target() { return shape().target; }  // as state().prediction, for whoever computes a loss
+  flux::State& state() { return shape().state; }               // of the selected sequence
+  const View& target() { return shape().target; }              // as state().prediction, for whoever computes a loss
+  const View& loss_weights() { return shape().loss_weights; }  // [B, T, 1] F32, for the same
   LoraSet& lora() { return lora_; }
 
   // One sample's inputs; sizes as in flux::State without the batch axis.
@@ -67,6 +70,7 @@ class FluxEngine {
   struct Shape {
     flux::State state;
     View target;
+    View loss_weights;
     std::unique_ptr<Runner> runner;
     std::vector<float> cosine, sine;  // rotary table, uploaded when the sequence is selected
   };
@@ -77,12 +81,12 @@ class FluxEngine {
   void rehearse(Ops& ops);
 
   Device& device_;
+  Arena arena_;  // outlives the store, which copies into it
   SlabStore store_;
   LoraSet lora_;
   Keep keep_;
   std::vector<Shape> shapes_;  // stages refer into it, so its size stays
   std::size_t selected_ = 0;
-  Arena arena_;
   std::vector<std::pair<std::string, std::size_t>> plan_;
 };
 

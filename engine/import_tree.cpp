@@ -3,11 +3,16 @@
 #include <fmt/format.h>
 #include <yaml-cpp/yaml.h>
 
-#include <toml++/toml.h>
 #include <algorithm>
 #include <sstream>
+#include <stdexcept>
 
 #include "kernels/base/error.h"
+
+// toml++ checks with assertions what some texts break ("[[["): they are to fail as others do, whatever the build.
+#undef NDEBUG
+#define TOML_ASSERT(condition) ((condition) ? void() : throw std::logic_error(#condition))
+#include <toml++/toml.h>
 
 namespace squareq {
 namespace {
@@ -33,6 +38,16 @@ void check_brackets(std::string_view text, const std::string& source) {
   }
 }
 
+// toml++ makes a table a dot in a key, which is also a level of its stack when it lets them go.
+void check_dots(std::string_view text, const std::string& source) {
+  constexpr int kMostDots = 1000;
+  int dots = 0;
+  for (const char c : text) {
+    dots = c == '\n' ? 0 : dots + (c == '.' ? 1 : 0);
+    if (dots > kMostDots) throw FormatError({source, "a line of more than 1000 dots", "TOML settings", ""});
+  }
+}
+
 class Limits {
  public:
   explicit Limits(const std::string& source) : source_(source) {}
@@ -47,12 +62,15 @@ class Limits {
   int values_ = 0;
 };
 
+// As the reader of our own files has it: what is not negative is unsigned.
+Json integer_value(std::int64_t value) { return value < 0 ? Json(value) : Json(static_cast<std::uint64_t>(value)); }
+
 Json plain_scalar(const YAML::Node& node) {
   bool flag = false;
   std::int64_t integer = 0;
   double number = 0.0;
   if (YAML::convert<bool>::decode(node, flag)) return flag;
-  if (YAML::convert<std::int64_t>::decode(node, integer)) return integer;
+  if (YAML::convert<std::int64_t>::decode(node, integer)) return integer_value(integer);
   if (YAML::convert<double>::decode(node, number)) return number;
   return node.Scalar();
 }
@@ -87,7 +105,7 @@ Json from_toml(const toml::node& node, Limits& limits, int level) {
     for (const toml::node& entry : *array) list.push_back(from_toml(entry, limits, level + 1));
     return list;
   }
-  if (const auto value = node.value_exact<std::int64_t>()) return *value;
+  if (const auto value = node.value_exact<std::int64_t>()) return integer_value(*value);
   if (const auto value = node.value_exact<bool>()) return *value;
   if (const auto value = node.value_exact<double>()) return *value;
   if (const auto value = node.value_exact<std::string>()) return *value;
@@ -116,11 +134,14 @@ nlohmann::ordered_json parse_yaml(std::string_view text, const std::string& sour
 
 nlohmann::ordered_json parse_toml(std::string_view text, const std::string& source) {
   check_size(text, source);
+  check_dots(text, source);
   Limits limits(source);
   try {
     return from_toml(toml::parse(text), limits, 0);
   } catch (const toml::parse_error& error) {
     fail(source, error.source().begin.line, error.source().begin.column, error.description(), "TOML");
+  } catch (const std::logic_error&) {
+    throw FormatError({source, "something else", "TOML", "look for brackets that do not belong there"});
   }
 }
 

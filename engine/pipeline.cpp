@@ -3,17 +3,16 @@
 #include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 
-#include <chrono>
+#include <algorithm>
 #include <filesystem>
 
-#include "engine/cache.h"
 #include "engine/dataset.h"
+#include "engine/encoded_data.h"
 #include "engine/identity.h"
+#include "engine/progress_log.h"
 #include "io/checkpoint.h"
 #include "io/slab_build.h"
 #include "kernels/base/error.h"
-#include "kernels/base/random.h"
-#include "model/latent.h"
 
 namespace squareq {
 namespace fs = std::filesystem;
@@ -21,127 +20,25 @@ namespace {
 
 bool is_slab(const std::string& path) { return fs::is_regular_file(path) && path.ends_with(".slab"); }
 
-class ProgressLog {
- public:
-  explicit ProgressLog(std::string what) : what_(std::move(what)) {}
-
-  // At most one line a second, and one at the end.
-  void operator()(double done, double total) {
-    const double seconds = elapsed(start_);
-    if (elapsed(last_) < 1.0 && done < total) return;
-    last_ = Clock::now();
-    spdlog::info("{}: {:.0f} %  ETA {}", what_, 100.0 * done / total,
-                 duration_text(seconds * (total - done) / std::max(done, 1.0)));
+// Sizes with their samples, and what was left out.
+void log_dataset(const Dataset& dataset) {
+  constexpr std::size_t kShown = 5;
+  for (std::uint32_t i = 0; i < dataset.buckets.size(); ++i) {
+    const auto count = std::count_if(dataset.samples.begin(), dataset.samples.end(),
+                                     [&](const Sample& sample) { return sample.bucket == i; });
+    spdlog::info("data: {} x {}: {} pictures", dataset.buckets[i].width, dataset.buckets[i].height, count);
   }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  static double elapsed(Clock::time_point since) { return std::chrono::duration<double>(Clock::now() - since).count(); }
-  std::string what_;
-  Clock::time_point start_ = Clock::now();
-  Clock::time_point last_ = start_;
-};
-
-// Text states and latents of one run, from the cache or from the encoders, which are opened at the first need.
-class Encoding {
- public:
-  Encoding(const TrainConfig& config, const ModelParts& parts, Device& device, std::int64_t text_tokens)
-      : config_(config), parts_(parts), device_(device), text_tokens_(text_tokens), cache_(config.cache_dir) {
-    vae_identity_ = model_identity(parts.vae);
-    t5_identity_ = model_identity(parts.t5);
-    clip_identity_ = model_identity(parts.clip);
-    tokenizer_identity_ = content_hash(model_identity((fs::path(parts.tokenizers) / "tokenizer").string()) +
-                                       model_identity((fs::path(parts.tokenizers) / "tokenizer_2").string()));
+  for (std::size_t i = 0; i < std::min(kShown, dataset.findings.size()); ++i) {
+    spdlog::warn("data: {}", Error(dataset.findings[i].problem).what());
   }
-
-  EncodedExample operator()(const Example& example) {
-    EncodedExample encoded;
-    encode_text(example.caption, encoded);
-    encode_picture(example, encoded);
-    return encoded;
+  if (dataset.findings.size() > kShown) {
+    spdlog::warn("data: {} more; squareq-train CONFIG --check-data lists them", dataset.findings.size() - kShown);
   }
+}
 
-  // Of the latents, after the first picture.
-  Grid grid() const { return grid_; }
-
- private:
-  void encode_text(const std::string& caption, EncodedExample& out) {
-    const CacheKey key =
-        text_key(caption, t5_identity_, clip_identity_, tokenizer_identity_, text_tokens_, kClipTokens);
-    std::optional<Record> record = cache_.load(key);
-    if (!record) {
-      const TextStates states = text_encoder().encode(caption);
-      const std::int64_t width = static_cast<std::int64_t>(states.text.size()) / text_tokens_;
-      record =
-          Record{{"text", {.shape = {text_tokens_, width}, .values = states.text}},
-                 {"pooled", {.shape = {static_cast<std::int64_t>(states.pooled.size())}, .values = states.pooled}}};
-      cache_.store(key, *record);
-    }
-    out.text = std::move(record->at("text").values);
-    out.pooled = std::move(record->at("pooled").values);
-  }
-
-  void encode_picture(const Example& example, EncodedExample& out) {
-    const auto [width, height] = config_.data.resolution;
-    const bool mean = config_.data.latent == DataConfig::Latent::kMean;
-    const std::string hash = file_hash(example.image);
-    const CacheKey key = latent_key(hash, vae_identity_, width, height, mean ? "mean" : "sample");
-    std::optional<Record> record = cache_.load(key);
-    if (!record) {
-      const Image picture = load_picture(example, config_.data.resolution);
-      Autoencoder& vae = autoencoder();
-      const std::vector<float> moments = vae.encode(pixels_of(picture), height, width);
-      const std::int64_t rows = height / vae.shape().factor();
-      const std::int64_t cols = width / vae.shape().factor();
-      std::vector<float> sample(moments.size() / 2);
-      if (mean) {
-        latent_mean(vae.shape(), 1, moments, sample);
-      } else {
-        // The draw belongs to the picture, not to its place in the folder.
-        std::vector<float> noise(sample.size());
-        Random({.seed = std::stoull(hash.substr(0, 16), nullptr, 16), .purpose = Purpose::kLatent}).fill_normal(noise);
-        latent_sample(vae.shape(), 1, moments, noise, sample);
-      }
-      std::vector<float> packed(sample.size());
-      pack_latent(sample, vae.shape().latent_channels, rows, cols, packed);
-      record = Record{
-          {"latent", {.shape = {rows / 2, cols / 2, 4 * vae.shape().latent_channels}, .values = std::move(packed)}}};
-      cache_.store(key, *record);
-    }
-    const CachedArray& latent = record->at("latent");
-    grid_ = {.rows = latent.shape.at(0), .cols = latent.shape.at(1)};
-    out.latent = latent.values;
-  }
-
-  TextEncoder& text_encoder() {
-    if (!text_encoder_) {
-      const std::string slab = ensure_slab({.checkpoint = parts_.t5,
-                                            .cache_dir = config_.cache_dir,
-                                            .t5 = true,
-                                            .codec = Codec::kFloat,
-                                            .threads = static_cast<int>(config_.threads)});
-      text_encoder_ = std::make_unique<TextEncoder>(device_, parts_.tokenizers, parts_.clip, slab, text_tokens_);
-    }
-    return *text_encoder_;
-  }
-
-  Autoencoder& autoencoder() {
-    if (!autoencoder_) autoencoder_ = std::make_unique<Autoencoder>(device_, parts_.vae);
-    return *autoencoder_;
-  }
-
-  static constexpr std::int64_t kClipTokens = 77;
-
-  const TrainConfig& config_;
-  const ModelParts& parts_;
-  Device& device_;
-  std::int64_t text_tokens_;
-  Cache cache_;
-  Grid grid_;
-  std::string vae_identity_, t5_identity_, clip_identity_, tokenizer_identity_;
-  std::unique_ptr<TextEncoder> text_encoder_;
-  std::unique_ptr<Autoencoder> autoencoder_;
-};
+std::int64_t text_tokens_of(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape) {
+  return config.data.text_length > 0 ? config.data.text_length : text_length(parts, shape.guidance);
+}
 
 }  // namespace
 
@@ -177,9 +74,11 @@ std::string ensure_slab(const SlabRequest& request) {
 }
 
 std::unique_ptr<Device> open_device(TrainConfig::Device device, std::int64_t threads, const DeviceOptions& options) {
-  if (device == TrainConfig::Device::kCuda) return make_cuda_device(options);
-  if (device == TrainConfig::Device::kAuto && cuda_device_present()) return make_cuda_device(options);
-  return make_cpu_device(static_cast<int>(threads));
+  using Where = TrainConfig::Device;
+  const bool cuda = device == Where::kCuda || (device == Where::kAuto && cuda_device_present());
+  std::unique_ptr<Device> opened = cuda ? make_cuda_device(options) : make_cpu_device(static_cast<int>(threads));
+  if (!opened->choices().empty()) spdlog::info("{}: {}", opened->name(), opened->choices());
+  return opened;
 }
 
 std::unique_ptr<Device> open_device(const std::string& name, std::int64_t threads, const DeviceOptions& options) {
@@ -206,18 +105,17 @@ ModelParts configured_parts(const TrainConfig& config) {
 
 TrainingSet load_training_set(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape,
                               Device& device) {
-  const std::vector<Example> examples = read_dataset(config.data.folder);
-  TrainingSet set;
-  set.text_tokens = config.data.text_length > 0 ? config.data.text_length : text_length(parts, shape.guidance);
-  Encoding encode(config, parts, device, set.text_tokens);
-  ProgressLog log("encoding pictures and captions");
-  for (const Example& example : examples) {
-    set.examples.push_back(encode(example));
-    log(static_cast<double>(set.examples.size()), static_cast<double>(examples.size()));
-  }
-  const EncodedExample& first = set.examples.front();
-  set.grid = encode.grid();
-  if (set.grid.tokens() * shape.in_channels != static_cast<std::int64_t>(first.latent.size()) ||
+  Dataset dataset = inspect_dataset(config.data, static_cast<int>(config.threads), Inspection::kHeaders);
+  require_trainable(dataset);
+  log_dataset(dataset);
+  const std::int64_t text_tokens = text_tokens_of(config, parts, shape);
+  const auto encoded = std::make_shared<EncodedData>(config, parts, std::move(dataset), text_tokens);
+  encoded->encode(device);
+  TrainingSet set = encoded->training_set();
+  set.load = [encoded](const Draw& draw) { return encoded->load(draw); };
+  const EncodedExample first = set.load({});
+  const std::int64_t tokens = set.grids[set.samples.front().bucket].tokens();
+  if (tokens * shape.in_channels != static_cast<std::int64_t>(first.latent.size()) ||
       set.text_tokens * shape.context_in != static_cast<std::int64_t>(first.text.size()) ||
       shape.vector_in != static_cast<std::int64_t>(first.pooled.size())) {
     throw ConfigError({.where = config.model,
@@ -228,6 +126,27 @@ TrainingSet load_training_set(const TrainConfig& config, const ModelParts& parts
                        .advice = "use the autoencoder and text encoders of the same model"});
   }
   return set;
+}
+
+TrainingSet load_validation_set(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape,
+                                Device& device) {
+  if (config.validation.folder.empty()) return {};
+  TrainConfig held_out = config;
+  held_out.data.folder = config.validation.folder;
+  held_out.data.folders = {{.folder = config.validation.folder}};
+  return load_training_set(held_out, parts, shape, device);
+}
+
+std::unique_ptr<Previews> make_previews(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape,
+                                        Device& device) {
+  const std::vector<std::string>& prompts = config.preview.prompts;
+  if (prompts.empty()) return {};
+  const std::int64_t text_tokens = text_tokens_of(config, parts, shape);
+  const CachedTexts texts(config, parts, text_tokens);
+  texts.encode(device, {prompts.begin(), prompts.end()});
+  std::vector<TextStates> states;
+  for (const std::string& prompt : prompts) states.push_back(texts.load(prompt));
+  return std::make_unique<Previews>(config, parts, device, std::move(states), shape, text_tokens);
 }
 
 }  // namespace squareq

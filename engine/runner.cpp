@@ -1,5 +1,6 @@
 #include "engine/runner.h"
 
+#include <algorithm>
 #include <chrono>
 
 namespace squareq {
@@ -42,22 +43,38 @@ void Runner::rehearse() {
   }
 }
 
+void Runner::expect(bool backward) {
+  std::vector<const Stage*> order;
+  for (const bool back : {backward, !backward && keep_ != Keep::kNothing}) {
+    const auto begin = order.size();
+    for (const Stage& stage : stages_) {
+      if (!back || stage.has_backward) order.push_back(&stage);
+    }
+    if (back) std::reverse(order.begin() + static_cast<std::ptrdiff_t>(begin), order.end());
+  }
+  store_.expect(order);
+}
+
 void Runner::forward(const Observer& observer) {
+  expect(false);
   for (const Stage& stage : stages_) {
     const auto start = Clock::now();
     store_.acquire(stage);
     stage.forward(device_.ops(), Pass::kForward);
+    store_.release(stage);
     if (observer) observer(stage, seconds_until_done(device_, start));
   }
 }
 
 void Runner::backward(const Observer& observer) {
+  expect(true);
   for (auto stage = stages_.rbegin(); stage != stages_.rend(); ++stage) {
     if (!stage->has_backward) continue;
     const auto start = Clock::now();
     store_.acquire(*stage);
     if (shares(*stage)) stage->forward(device_.ops(), Pass::kRecompute);
     stage->backward(device_.ops());
+    store_.release(*stage);
     if (observer) observer(*stage, seconds_until_done(device_, start));
   }
 }

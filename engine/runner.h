@@ -35,6 +35,8 @@ class Runner {
 
  private:
   bool shares(const Stage& stage) const;
+  // The stages of one pass and of the one that comes after it, in order.
+  void expect(bool backward);
 
   Device& device_;
   SlabStore& store_;

@@ -1,14 +1,24 @@
 #include "engine/slab_store.h"
 
+#include <algorithm>
+#include <thread>
+
 #include "kernels/base/error.h"
 
 namespace squareq {
 namespace {
 
+// Where a run of the file's bytes is.
+struct Placed {
+  std::uint64_t offset = 0;
+  std::size_t bytes = 0;
+  const std::byte* memory = nullptr;
+};
+
 class SlabBinder : public WeightVisitor {
  public:
-  // `moved`: from where the block is mapped to where it is used.
-  SlabBinder(const Slab& slab, std::ptrdiff_t moved) : slab_(slab), moved_(moved) {}
+  // Tensors are bound where they are mapped, or in the run that holds them if there are any.
+  SlabBinder(const Slab& slab, std::vector<Placed> placed) : slab_(slab), placed_(std::move(placed)) {}
 
   void linear(const std::string& name, Weight& slot, std::int64_t out, std::int64_t in, bool bias) override {
     slot = slab_.weight(name);
@@ -27,7 +37,15 @@ class SlabBinder : public WeightVisitor {
 
  private:
   void move(ConstView& view) const {
-    if (view) view.data += moved_;
+    if (!view || placed_.empty()) return;
+    const SlabBlock& first = slab_.blocks().front();
+    const std::uint64_t offset = first.offset + static_cast<std::uint64_t>(view.data - slab_.bytes(first).data());
+    for (const Placed& run : placed_) {
+      if (offset < run.offset || offset + view.bytes() > run.offset + run.bytes) continue;
+      view.data = run.memory + (offset - run.offset);
+      return;
+    }
+    throw std::logic_error("SlabStore: a weight of a stage is in another block");
   }
 
   void check(const std::string& name, const ConstView& view, std::int64_t rows, std::int64_t cols) const {
@@ -46,34 +64,126 @@ class SlabBinder : public WeightVisitor {
   }
 
   const Slab& slab_;
-  std::ptrdiff_t moved_;
+  std::vector<Placed> placed_;
 };
+
+// The place between two tensors that cuts a block into the most equal halves; its end if it has one tensor only.
+std::uint64_t middle(const Slab& slab, const SlabBlock& block) {
+  std::uint64_t best = block.bytes;
+  for (const std::string& tensor : block.tensors) {
+    const std::uint64_t cut = slab.offset_of(tensor) - block.offset;
+    if (cut > 0 && std::max(cut, block.bytes - cut) < std::max(best, block.bytes - best)) best = cut;
+  }
+  return best;
+}
+
+std::size_t default_readers() { return std::clamp<std::size_t>(std::thread::hardware_concurrency(), 2, 12); }
 
 }  // namespace
 
-void SlabStore::layout(Carver& carver, const std::vector<Stage>& stages) {
-  if (device_.reads_host_memory()) return;
-  for (const Stage& stage : stages) {
-    const auto bytes = static_cast<std::int64_t>(slab_.block(stage.id).bytes);
-    resident_[stage.id] = carver.take(DType::U8, 1, 1, bytes);
+std::size_t slot_bytes(const Slab& slab, const std::set<std::string>& streamed) {
+  std::uint64_t half = 0;
+  for (const std::string& id : streamed) {
+    const SlabBlock& block = slab.block(id);
+    const std::uint64_t cut = middle(slab, block);
+    half = std::max({half, cut, block.bytes - cut});
   }
+  // A block that is hardly larger than a slot would take two.
+  std::uint64_t bytes = half;
+  for (const std::string& id : streamed) {
+    const std::uint64_t whole = slab.block(id).bytes;
+    if (whole <= half + half / 32) bytes = std::max(bytes, whole);
+  }
+  return bytes;
+}
+
+SlabStore::SlabStore(const Slab& slab, Device& device, Residency residency)
+    : slab_(slab),
+      device_(device),
+      residency_(std::move(residency)),
+      file_(slab.path(), RandomAccessFile::Mode::kCached) {
+  if (residency_.readers == 0) residency_.readers = default_readers();
+}
+
+bool SlabStore::in_place(const std::string& id) const {
+  return device_.reads_host_memory() && !residency_.streamed.contains(id);
+}
+
+void SlabStore::add_parts(const std::string& id, std::size_t capacity) {
+  const SlabBlock& block = slab_.block(id);
+  const bool streamed = residency_.streamed.contains(id);
+  const std::uint64_t cut = streamed && block.bytes > capacity ? middle(slab_, block) : block.bytes;
+  for (const auto& [begin, end] : {std::pair<std::uint64_t, std::uint64_t>{0, cut}, {cut, block.bytes}}) {
+    if (begin == end) continue;
+    parts_of_[id].push_back(parts_.size());
+    parts_.push_back({.block = id, .offset = block.offset + begin, .bytes = end - begin, .streamed = streamed});
+  }
+}
+
+void SlabStore::layout(Carver& carver, const std::vector<Stage>& stages) {
+  const std::size_t capacity = slot_bytes(slab_, residency_.streamed);
+  parts_.clear();
+  parts_of_.clear();
+  for (const Stage& stage : stages) {
+    if (!in_place(stage.id)) add_parts(stage.id, capacity);
+  }
+  const auto take = [&](std::size_t bytes) { return carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(bytes)); };
+  homes_.clear();
+  slots_.clear();
+  for (const SlabPart& part : parts_) homes_.push_back(part.streamed ? View{} : take(part.bytes));
+  if (residency_.streamed.empty()) return;
+  for (std::size_t i = 0; i < residency_.slots; ++i) slots_.push_back(take(capacity));
+}
+
+// After the last layout, when everything has memory.
+void SlabStore::start() {
+  if (queue_ || parts_.empty()) return;
+  const auto addresses = [](const std::vector<View>& views) {
+    std::vector<std::byte*> list;
+    for (const View& view : views) list.push_back(view.data);
+    return list;
+  };
+  source_ = std::make_unique<SlabSource>(slab_, device_.transfers(), parts_, residency_.path, residency_.readers);
+  queue_ = std::make_unique<PrefetchQueue>(device_.transfers(), *source_, addresses(homes_), addresses(slots_),
+                                           residency_.readers);
+}
+
+std::string SlabStore::path_name() const { return source_ ? source_->path_name() : ""; }
+
+void SlabStore::expect(const std::vector<const Stage*>& stages) {
+  file_.check_unchanged();
+  start();
+  if (!queue_) return;
+  std::vector<std::size_t> uses;
+  for (const Stage* stage : stages) {
+    if (in_place(stage->id)) continue;
+    const std::vector<std::size_t>& parts = parts_of_.at(stage->id);
+    uses.insert(uses.end(), parts.begin(), parts.end());
+  }
+  queue_->expect(uses);
 }
 
 void SlabStore::acquire(const Stage& stage) {
-  const bool first = loaded_.insert(stage.id).second;
-  if (first) slab_.verify_block(stage.id);
-  std::ptrdiff_t moved = 0;
-  if (const auto resident = resident_.find(stage.id); resident != resident_.end()) {
-    const std::span<const std::byte> block = slab_.bytes(slab_.block(stage.id));
-    if (first) device_.upload(block.data(), resident->second);
-    moved = resident->second.data - block.data();
+  std::vector<Placed> placed;
+  if (in_place(stage.id)) {
+    if (verified_.insert(stage.id).second) slab_.verify_block(stage.id);
+  } else {
+    start();
+    for (const std::size_t index : parts_of_.at(stage.id)) {
+      placed.push_back({parts_[index].offset, parts_[index].bytes, queue_->acquire(index)});
+    }
   }
-  SlabBinder binder(slab_, moved);
+  SlabBinder binder(slab_, std::move(placed));
   stage.weights(binder);
 }
 
+void SlabStore::release(const Stage& stage) {
+  if (in_place(stage.id)) return;
+  for (const std::size_t index : parts_of_.at(stage.id)) queue_->release(index);
+}
+
 void SlabStore::bind_shapes(const Stage& stage) const {
-  SlabBinder binder(slab_, 0);
+  SlabBinder binder(slab_, {});
   stage.weights(binder);
 }
 

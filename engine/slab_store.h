@@ -2,35 +2,70 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "engine/prefetch_queue.h"
+#include "engine/slab_source.h"
 #include "io/slab.h"
 #include "kernels/device.h"
 #include "model/stage.h"
 
 namespace squareq {
 
+// Where the weights of the stages are while they are not used.
+struct Residency {
+  std::set<std::string> streamed;  // ids of stages whose weights stay on the host
+  std::size_t slots = 4;           // of device memory that the streamed ones share; see slot_bytes
+  HostPath path = HostPath::kAuto;
+  std::size_t readers = 0;  // threads; 0: as many as copies at full speed take
+};
+
 class SlabStore {
  public:
-  SlabStore(const Slab& slab, Device& device) : slab_(slab), device_(device) {}
+  // Weights that are not streamed stay in device memory; a device that reads host memory reads them where the slab is
+  // mapped.
+  SlabStore(const Slab& slab, Device& device, Residency residency = {});
 
-  // Carves memory for the blocks of the stages on a device that does not read host memory.
+  // Carves memory for the weights of the stages.
   void layout(Carver& carver, const std::vector<Stage>& stages);
 
-  // Binds the weights of the stage, on the CPU where they are mapped, else in device memory. The first time a block is
-  // acquired its checksum is verified and it is uploaded. Throws FormatError if the block or a tensor is damaged,
-  // missing or of another shape.
+  // The stages that will be acquired from here on, in order: their weights start to come. Throws FileError if the slab
+  // changed since it was opened.
+  void expect(const std::vector<const Stage*>& stages);
+  // Binds the weights of a stage for operations until release(stage). The first time a block is read its checksum is
+  // verified. Throws FormatError if the block or a tensor is damaged, missing or of another shape, FileError if the
+  // file cannot be read.
   void acquire(const Stage& stage);
+  void release(const Stage& stage);
   // Binds views with the shapes of the weights, for a rehearsal.
   void bind_shapes(const Stage& stage) const;
 
+  // How weights come ("pinned ring"); empty if they are read where they are mapped. After layout.
+  std::string path_name() const;
+
  private:
+  bool in_place(const std::string& id) const;
+  void add_parts(const std::string& id, std::size_t capacity);
+  void start();
+
   const Slab& slab_;
   Device& device_;
-  std::set<std::string> loaded_;
-  std::map<std::string, View> resident_;  // by block
+  Residency residency_;
+  RandomAccessFile file_;
+  std::vector<SlabPart> parts_;
+  std::map<std::string, std::vector<std::size_t>> parts_of_;  // by stage
+  std::set<std::string> verified_;                            // of the stages read in place
+  std::vector<View> homes_, slots_;                           // homes_ as parts_, empty for streamed ones
+  // Destroyed in reverse: the queue uses the source.
+  std::unique_ptr<SlabSource> source_;
+  std::unique_ptr<PrefetchQueue> queue_;
 };
+
+// Bytes of one slot where these stages are streamed. Large blocks are cut between tensors, so that a slot holds half
+// of the largest.
+std::size_t slot_bytes(const Slab& slab, const std::set<std::string>& streamed);
 
 }  // namespace squareq

@@ -9,6 +9,7 @@
 
 #include "io/image_codecs.h"
 #include "io/image_format.h"
+#include "io/large_memory.h"
 #include "io/mapped_file.h"
 #include "kernels/base/error.h"
 
@@ -43,7 +44,7 @@ void to_rgb(const Sample* samples, int channels, Transparency transparency, Imag
   const std::size_t green = channels >= 3 ? 1 : 0;
   const std::size_t blue = channels >= 3 ? 2 : 0;
   const std::size_t count = static_cast<std::size_t>(image.width) * static_cast<std::size_t>(image.height);
-  image.rgb.resize(3 * count);
+  image.rgb = large_vector<std::uint8_t>(3 * count);
   if (keeps) image.alpha.resize(count);
   for (std::size_t i = 0; i < count; ++i, samples += step) {
     const std::uint64_t alpha = has_alpha && !keeps ? samples[step - 1] : kMax;

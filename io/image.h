@@ -60,8 +60,4 @@ Image mirrored(Image image);
 // Both pictures in one, left beside right. Throws FormatError unless their heights are equal.
 Image hconcat(const Image& left, const Image& right);
 
-// Pictures in rows of `columns`, each scaled down to fit into the middle of a square cell of `cell` pixels and never
-// enlarged, on white with `gap` pixels around every cell.
-Image contact_sheet(std::span<const Image> pictures, int columns, int cell, int gap = 4);
-
 }  // namespace squareq

@@ -94,7 +94,9 @@ Header check_jpeg(Bytes data, const std::string& name) {
     const std::uint32_t marker = number(data, at + 1, 1, Order::kBig);
     const bool stands_alone = marker <= 0x01 || (marker >= 0xD0 && marker <= 0xD7);
     if (number(data, at, 1, Order::kBig) != 0xFF || marker == 0xFF) {
-      ++at;
+      const void* next = std::memchr(data.data() + at + 1, 0xFF, data.size() - at - 1);
+      if (next == nullptr) break;
+      at = static_cast<std::size_t>(static_cast<const std::byte*>(next) - data.data());
       continue;
     }
     if (marker == kEndOfImage) return header;

@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "io/image_codecs.h"
+#include "io/large_memory.h"
 
 namespace squareq::image_codecs {
 namespace {
@@ -26,7 +27,8 @@ Pixels decode_jpeg(std::span<const std::byte> data, const image_format::Header& 
   const std::unique_ptr<void, Destroy> decoder(tjInitDecompress());
   if (!decoder) throw std::bad_alloc();
   Pixels pixels;
-  pixels.samples.resize(3 * static_cast<std::size_t>(header.width) * static_cast<std::size_t>(header.height));
+  pixels.samples =
+      large_vector<std::uint8_t>(3 * static_cast<std::size_t>(header.width) * static_cast<std::size_t>(header.height));
   // A limit on scans: a small progressive file may hold thousands, each of which costs a pass over the whole picture.
   const int status = tjDecompress2(decoder.get(), reinterpret_cast<const unsigned char*>(data.data()), data.size(),
                                    pixels.samples.data(), header.width, 3 * header.width, header.height, TJPF_RGB,

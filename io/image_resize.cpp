@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "io/image.h"
+#include "io/large_memory.h"
 #include "kernels/base/error.h"
 
 namespace squareq {
@@ -90,7 +91,7 @@ Image resize_and_crop(const Image& image, int width, int height) {
   const int first_row = rows.front().first;
   const int end_row = rows.back().first + static_cast<int>(rows.back().weights.size());
   // Every source row that is read, at the final width.
-  std::vector<float> narrow(pitch * static_cast<std::size_t>(end_row - first_row));
+  std::vector<float> narrow = large_vector<float>(pitch * static_cast<std::size_t>(end_row - first_row));
   float* to = narrow.data();
   for (int y = first_row; y < end_row; ++y) {
     const std::uint8_t* row = image.rgb.data() + source_pitch * static_cast<std::size_t>(y);
@@ -144,28 +145,6 @@ Image hconcat(const Image& left, const Image& right) {
     }
   }
   return out;
-}
-
-Image contact_sheet(std::span<const Image> pictures, int columns, int cell, int gap) {
-  const int count = static_cast<int>(pictures.size());
-  const int rows = (count + columns - 1) / columns;
-  Image sheet{std::min(count, columns) * (cell + gap) + gap, rows * (cell + gap) + gap, {}, {}};
-  sheet.rgb.assign(3 * static_cast<std::size_t>(sheet.width) * static_cast<std::size_t>(sheet.height), 255);
-  for (int i = 0; i < count; ++i) {
-    const Image& picture = pictures[static_cast<std::size_t>(i)];
-    const double scale = std::min(1.0, double{1} * cell / std::max(picture.width, picture.height));
-    const int width = std::clamp(static_cast<int>(std::lround(scale * picture.width)), 1, cell);
-    const int height = std::clamp(static_cast<int>(std::lround(scale * picture.height)), 1, cell);
-    const Image small = resize_and_crop(picture, width, height);
-    const int left = gap + i % columns * (cell + gap) + (cell - width) / 2;
-    const int top = gap + i / columns * (cell + gap) + (cell - height) / 2;
-    for (int y = 0; y < height; ++y) {
-      const auto from = small.rgb.begin() + std::ptrdiff_t{3} * y * width;
-      std::copy(from, from + std::ptrdiff_t{3} * width,
-                sheet.rgb.begin() + 3 * (std::ptrdiff_t{1} * (top + y) * sheet.width + left));
-    }
-  }
-  return sheet;
 }
 
 }  // namespace squareq

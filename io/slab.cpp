@@ -57,12 +57,18 @@ const SlabBlock& Slab::block(std::string_view id) const {
 
 bool Slab::has(std::string_view tensor) const { return tensors_.find(tensor) != tensors_.end(); }
 
-ConstView Slab::view(std::string_view name) const {
+const TensorInfo& Slab::tensor(std::string_view name) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) fail_missing(path(), "tensor", name);
-  const TensorInfo& tensor = found->second;
-  const std::int64_t rows = tensor.shape.size() == 2 ? tensor.shape[0] : 1;
-  return {map_.bytes().data() + tensor.begin, tensor.dtype, 1, rows, tensor.shape.back()};
+  return found->second;
+}
+
+std::uint64_t Slab::offset_of(std::string_view name) const { return tensor(name).begin; }
+
+ConstView Slab::view(std::string_view name) const {
+  const TensorInfo& info = tensor(name);
+  const std::int64_t rows = info.shape.size() == 2 ? info.shape[0] : 1;
+  return {map_.bytes().data() + info.begin, info.dtype, 1, rows, info.shape.back()};
 }
 
 Weight Slab::weight(std::string_view linear) const {
@@ -90,11 +96,26 @@ std::span<const std::byte> Slab::bytes(const SlabBlock& block) const {
 
 void Slab::verify_block(std::string_view id) const {
   const SlabBlock& expected = block(id);
-  const std::string found = checksum_of(bytes(expected));
-  if (found == expected.checksum) return;
-  throw FormatError({.where = fmt::format("{}: block '{}'", path(), id),
+  check_block(expected, checksum_of(bytes(expected)));
+}
+
+void Slab::verify_block(std::string_view id, const RandomAccessFile& file, std::span<std::byte> buffer) const {
+  const SlabBlock& expected = block(id);
+  Checksum checksum;
+  for (std::uint64_t done = 0; done < expected.bytes;) {
+    const std::span<std::byte> piece = buffer.first(std::min<std::uint64_t>(buffer.size(), expected.bytes - done));
+    file.read(expected.offset + done, piece);
+    checksum.add(piece);
+    done += piece.size();
+  }
+  check_block(expected, checksum.text());
+}
+
+void Slab::check_block(const SlabBlock& block, const std::string& found) const {
+  if (found == block.checksum) return;
+  throw FormatError({.where = fmt::format("{}: block '{}'", path(), block.id),
                      .found = "checksum " + found,
-                     .expected = "checksum " + expected.checksum,
+                     .expected = "checksum " + block.checksum,
                      .advice = "the file is damaged; make it again with squareq-slab build"});
 }
 

@@ -11,6 +11,7 @@
 #include <variant>
 #include <vector>
 
+#include "io/random_access_file.h"
 #include "io/safetensors.h"
 #include "kernels/base/shapes.h"
 #include "kernels/base/view.h"
@@ -75,13 +76,20 @@ class Slab {
   // The bytes of a block, from a page boundary.
   std::span<const std::byte> bytes(const SlabBlock& block) const;
 
+  // Where a tensor starts in the file. FormatError if there is none.
+  std::uint64_t offset_of(std::string_view tensor) const;
+
   // Reads the block and compares its checksum. FormatError names block, found and expected checksum.
   void verify_block(std::string_view id) const;
+  // The same through `file`, which is this slab, with `buffer` for pieces of it.
+  void verify_block(std::string_view id, const RandomAccessFile& file, std::span<std::byte> buffer) const;
   // verify_block for all blocks: together with the checks at opening no byte of the file is left out.
   void verify_all() const;
 
  private:
+  const TensorInfo& tensor(std::string_view name) const;
   ConstView view(std::string_view tensor) const;
+  void check_block(const SlabBlock& block, const std::string& found) const;
 
   MappedFile map_;
   SlabShape shape_;

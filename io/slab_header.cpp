@@ -1,7 +1,6 @@
 #include "io/slab_header.h"
 
 #include <fmt/format.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -189,11 +188,6 @@ SlabIndex read_checked(const SafetensorsHeader& header, const std::string& path)
 }
 
 }  // namespace
-
-std::string checksum_of(std::span<const std::byte> bytes) {
-  const XXH128_hash_t hash = XXH3_128bits(bytes.data(), bytes.size());
-  return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
-}
 
 std::string tensors_header(std::span<const TensorInfo> tensors, const std::map<std::string, std::string>& metadata,
                            std::uint64_t alignment) {

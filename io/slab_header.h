@@ -7,14 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "io/checksum.h"
 #include "io/safetensors.h"
 #include "io/slab_layout.h"
 
 namespace squareq {
-
-// XXH3-128 as 32 hex digits.
-std::string checksum_of(std::span<const std::byte> bytes);
-inline constexpr std::size_t kChecksumDigits = 32;
 
 // Length field and JSON of a safetensors file whose tensors follow without gaps (TensorInfo::begin and end count from
 // the start of the data); padded with spaces so that the data starts at a multiple of `alignment`.

@@ -3,27 +3,37 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 
 #include "kernels/base/view.h"
 #include "kernels/ops.h"
 #include "kernels/profile.h"
+#include "kernels/transfers.h"
 
 namespace squareq {
 
-// A region of device memory, freed with its owner. Aligned to 4096 bytes; content undefined.
-using Buffer = std::unique_ptr<std::byte[], std::function<void(std::byte*)>>;
+// Memory of a device in bytes, as its driver reports it.
+struct DeviceMemory {
+  std::size_t total = 0;
+  std::size_t free = 0;
+  std::size_t ours = 0;  // in use by this process: allocations and what the driver keeps for it
+};
 
 class Device {
  public:
   virtual ~Device() = default;
   virtual std::string name() const = 0;
+  // How it computes where there was a choice, for people to read; may be empty.
+  virtual std::string choices() const = 0;
   // Can operations read host memory where it is? If not, weights have to be uploaded.
   virtual bool reads_host_memory() const = 0;
   virtual Ops& ops() = 0;
-  virtual Buffer allocate(std::size_t bytes) = 0;  // throws std::bad_alloc
+  // The device's memory; throws std::bad_alloc.
+  virtual Buffer allocate(std::size_t bytes) = 0;
+  virtual std::int64_t allocations() const = 0;  // calls of allocate so far
+  virtual DeviceMemory memory() const = 0;
+  virtual Transfers& transfers() = 0;
   // Host array of to.count() elements of to.dtype into a contiguous view, and back.
   virtual void upload(const void* from, View to) = 0;
   virtual void download(ConstView from, void* to) = 0;

@@ -2,12 +2,13 @@
 """Compares SquareQ with an independent PyTorch version of the four networks, on random models of many shapes.
 
     python3 -m venv venv && venv/bin/pip install torch transformers safetensors numpy
-    venv/bin/python scripts/check-parity.py [--keep FOLDER]
+    venv/bin/python scripts/check-parity.py [--keep FOLDER] [--full-width] [--device cuda] [--bench PROGRAM ARGUMENT...]
 
 Makes pairs like those of tests/data/golden (their README.md says what is in them) with other sizes, with and without
 guidance and reference tokens, under the names of BFL, diffusers and single-file checkpoints, and runs `squareq-bench
 parity` of the release build on each. CLIP and T5 are those of transformers; the transformer and the autoencoder are
-written here from their description, in float64.
+written here from their description, in float64. --full-width makes one transformer instead, of two double and two
+single blocks of FLUX.1-dev's width on 512 text and 1024 image tokens, which takes a GPU for PyTorch too.
 """
 import argparse
 import json
@@ -31,7 +32,7 @@ def normal(generator, *shape, std=1.0, mean=0.0):
 
 def save(path, tensors, metadata=None, dtype=torch.float32):
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().to(dtype).contiguous() for k, v in tensors.items()}, path, metadata)
+    save_file({k: v.detach().to(dtype).contiguous().cpu() for k, v in tensors.items()}, path, metadata)
 
 
 # ---- the transformer
@@ -161,8 +162,8 @@ class Flux:
             x["guidance"] = 1 + 3 * torch.rand(batch, generator=generator, dtype=torch.float64)
         return {k: v.float().double() for k, v in x.items()}
 
-    def write(self, folder, seed, batch, text, grid, reference=None):
-        generator = torch.Generator().manual_seed(seed)
+    def write(self, folder, seed, batch, text, grid, reference=None, families=True):
+        generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
         w = self.random_weights(generator)
         x = self.inputs(generator, batch, text, grid, reference)
         io = dict(x)
@@ -187,13 +188,15 @@ class Flux:
                   "single": self.single, "ctx": self.ctx, "vec": self.vec, "inch": self.inch, "guidance": self.guidance}
         metadata = {"config": json.dumps(config)}
         save(folder / "model.safetensors", w, metadata)
+        save(folder / "io.safetensors", io, {"lora_alpha": str(ALPHA), "lora_rank": str(RANK)})
+        if not families:
+            return
         prefixed = {"model.diffusion_model." + k: v for k, v in w.items()}
         save(folder / "prefixed.safetensors", prefixed, metadata)
         save(folder / "transformer/diffusion_pytorch_model.safetensors", self.diffusers(w))
         (folder / "transformer/config.json").write_text(json.dumps(
             {"_class_name": "FluxTransformer2DModel", "axes_dims_rope": self.axes, "num_attention_heads": self.heads,
              "attention_head_dim": self.hidden // self.heads, "guidance_embeds": self.guidance}))
-        save(folder / "io.safetensors", io, {"lora_alpha": str(ALPHA), "lora_rank": str(RANK)})
 
     def train(self, base, x, adapters, io):
         values = [t for pair in adapters.values() for t in pair]
@@ -371,6 +374,13 @@ def write_encoder(folder, model, io):
     save(folder / "io.safetensors", io)
 
 
+def write_full_width(folder):
+    """Yields (name, model, io)."""
+    model = Flux(3072, 24, [16, 56, 56], 2, 2, 4096, 768)
+    model.write(folder, 0, batch=1, text=512, grid=(32, 32), families=False)
+    yield "transformer of full width", folder / "model.safetensors", folder / "io.safetensors"
+
+
 def write_all(folder):
     """Yields (name, model, io)."""
     flux = {
@@ -404,11 +414,17 @@ def write_all(folder):
 def main():
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--keep", type=Path, help="leave models and results in this folder")
-    keep = options.parse_args().keep
+    options.add_argument("--full-width", action="store_true", help="one transformer of FLUX.1-dev's width")
+    options.add_argument("--device", default="cpu", help="where PyTorch computes")
+    options.add_argument("--bench", nargs="+", default=[TOP / "build/release/bin/squareq-bench", "parity"],
+                         help="squareq-bench parity and its options")
+    given = options.parse_args()
+    torch.set_default_device(given.device)
     failed = 0
     with tempfile.TemporaryDirectory() as temporary:
-        for name, model, io in write_all(keep or Path(temporary)):
-            run = subprocess.run([TOP / "build/release/bin/squareq-bench", "parity", model, io], capture_output=True, text=True)
+        write = write_full_width if given.full_width else write_all
+        for name, model, io in write(given.keep or Path(temporary)):
+            run = subprocess.run([*given.bench, model, io], capture_output=True, text=True)
             worst = "; ".join((run.stdout + run.stderr).strip().splitlines()[-2:])
             print(f"{'ok' if run.returncode == 0 else 'FAILED'}  {name}: {' '.join(worst.split())}")
             failed += run.returncode != 0

@@ -53,7 +53,7 @@ class RandomCheckpoint : public WeightVisitor {
 
 int run_t5(const SpeedOptions& options) {
   const Slab slab(options.slab);
-  const std::unique_ptr<Device> device = open_device(options.device, options.threads);
+  const std::unique_ptr<Device> device = open_device(options.device, options.threads, options.compute);
   t5::State state{
       .shape = slab.t5_shape(), .batch = 1, .length = options.text, .activations = device->ops().activation_type()};
   for (std::int64_t i = 0; i < options.text; ++i) {
@@ -65,6 +65,7 @@ int run_t5(const SpeedOptions& options) {
       *device,
       [&](Carver& carver) {
         t5::layout(carver, state);
+        store.layout(carver, runner.stages());
         runner.layout(carver);
       },
       [&](Ops&) { runner.rehearse(); });
@@ -84,7 +85,7 @@ int run_vae(const SpeedOptions& options) {
   vae::weights(checkpoint, encoder);
   vae::weights(checkpoint, decoder);
   checkpoint.write(file.path());
-  const std::unique_ptr<Device> device = open_device(options.device, options.threads);
+  const std::unique_ptr<Device> device = open_device(options.device, options.threads, options.compute);
   Autoencoder autoencoder(*device, file.path());
   const std::int64_t height = options.rows * 2 * shape.factor();
   const std::int64_t width = options.cols * 2 * shape.factor();
@@ -100,7 +101,7 @@ int run_vae(const SpeedOptions& options) {
 int run_sampling(const SpeedOptions& options) {
   const Slab slab(options.slab);
   const FluxShape& shape = slab.flux_shape();
-  const std::unique_ptr<Device> device = open_device(options.device, options.threads);
+  const std::unique_ptr<Device> device = open_device(options.device, options.threads, options.compute);
   const Grid grid{.rows = options.rows, .cols = options.cols};
   FluxEngine engine(*device, slab, {.batch = options.batch, .sequences = {make_sequence(options.text, grid)}});
   const std::vector<float> text = random_floats(options.text * shape.context_in, 1);

@@ -171,7 +171,7 @@ void fill(Device& device, Operands& o, std::uint32_t stream) {
 }  // namespace
 
 int run_operations(const OperationsOptions& options) {
-  const std::unique_ptr<Device> device = open_device(options.device, 0);
+  const std::unique_ptr<Device> device = open_device(options.device, 0, options.compute);
   Ops& ops = device->ops();
   std::array<Operands, 3> sets;
   const std::vector<Operation> list = operations(options.rank);

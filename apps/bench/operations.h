@@ -4,12 +4,15 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/device.h"
+
 namespace squareq::bench {
 
 struct OperationsOptions {
   std::int64_t tokens = 4608;
   std::int64_t rank = 16;
   std::string device = "cuda";
+  DeviceOptions compute;
   int repeats = 20;
   bool json = false;
 };

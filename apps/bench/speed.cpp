@@ -11,7 +11,7 @@
 #include "apps/bench/measure.h"
 #include "engine/lora_targets.h"
 #include "engine/pipeline.h"
-#include "engine/trainer.h"
+#include "engine/schedule.h"
 #include "kernels/cpu/gemm.h"
 
 namespace squareq::bench {
@@ -80,16 +80,6 @@ double gemm_rate(std::int64_t n, int threads, int repeats) {
   return 2.0 * static_cast<double>(n * n * n) / seconds * 1e-9;
 }
 
-int run_gemm(std::int64_t n, const SpeedOptions& options) {
-  const double rate = gemm_rate(n, options.threads, options.repeats);
-  if (options.json) {
-    fmt::print("{}\n", nlohmann::json{{"n", n}, {"gflops", rate}}.dump());
-  } else {
-    fmt::print("OpenBLAS sgemm {0} x {0} x {0}: {1:.1f} GFLOP/s (median of {2})\n", n, rate, options.repeats);
-  }
-  return 0;
-}
-
 int run_block(const SpeedOptions& options) {
   const Slab slab(options.slab);
   const std::unique_ptr<Device> device = open_device(options.device, options.threads, options.compute);
@@ -133,12 +123,10 @@ int run_step(const SpeedOptions& options) {
     device->ops().copy(s.prediction, s.dprediction, Accumulate::kNo);
     engine.backward();
     const double norm = device->ops().sum_of_squares(lora.gradients());
-    device->ops().adamw({.parameters = lora.parameters(),
-                         .gradients = lora.gradients(),
-                         .mean = lora.mean(),
-                         .variance = lora.variance(),
-                         .gradient_scale = static_cast<float>(clip_factor(norm, 1.0)),
-                         .step = ++step});
+    AdamW update = lora.adamw();
+    update.gradient_scale = static_cast<float>(clip_factor(norm, 1.0));
+    update.step = ++step;
+    device->ops().adamw(update);
   };
   constexpr int kWarmUps = 3;  // plans of matrix products, clocks
   for (int i = 0; i < kWarmUps; ++i) one_step();

@@ -26,7 +26,6 @@ struct SpeedOptions {
 // OpenBLAS alone: the product of two random float32 matrices of size n, median GFLOP/s with `threads` threads.
 double gemm_rate(std::int64_t n, int threads, int repeats);
 
-int run_gemm(std::int64_t n, const SpeedOptions& options);
 // Forward and backward of the transformer's stages, by kind, on random inputs.
 int run_block(const SpeedOptions& options);
 // A whole training step (forward, backward, optimizer) on random inputs; its rate counts matrix products only. On the

@@ -51,7 +51,7 @@ using ConstMatrix = BasicMatrix<const float>;
 // Do all rows of all samples lie at one stride, so that the view is one matrix [batch * rows, cols]?
 inline bool is_matrix(const ConstView& v) { return v.batch == 1 || v.batch_stride == v.rows * v.row_stride; }
 
-class CpuOps final : public Ops {
+class CpuOps : public Ops {
  public:
   explicit CpuOps(int threads);
 
@@ -82,8 +82,11 @@ class CpuOps final : public Ops {
   void flow_loss(const FlowLoss& p) override;
   double sum_of_squares(ConstView x) override;
   void adamw(const AdamW& p) override;
+  void lerp(ConstView x, float weight, View y) override;
 
  private:
+  void adamw_codes(const AdamW& p);
+
   struct Worker {
     Scratch weights, tile, scores, more_scores, row;
   };

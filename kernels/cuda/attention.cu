@@ -237,6 +237,7 @@ void check_shapes(const Attention& p) {
 
 void CudaOps::attention(const Attention& p) {
   check_shapes(p);
+  if (run_cudnn(p, 2)) return;
   Scratch scratch(*this);
   const auto q = take_heads(scratch, p.q, p.heads), k = take_heads(scratch, p.k, p.heads),
              v = take_heads(scratch, p.v, p.heads);

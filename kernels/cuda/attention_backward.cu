@@ -314,6 +314,7 @@ void check_shapes(const AttentionBackward& p) {
 
 void CudaOps::attention_backward(const AttentionBackward& p) {
   check_shapes(p);
+  if (run_cudnn(p, 5)) return;
   const std::int64_t padded_length = (p.q.rows + kRowPadding - 1) / kRowPadding * kRowPadding;
   Scratch scratch(*this);
   const auto d_o = take_heads(scratch, p.d_o, p.heads), q = take_heads(scratch, p.q, p.heads),

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/attention_views.h"
 #include "kernels/cuda/check.h"
 
 namespace squareq::cuda {
@@ -23,15 +24,9 @@ struct Heads {
 
 inline std::int64_t padded_features(std::int64_t features) { return (features + 7) / 8 * 8; }
 
-template <class AnyView>
-bool fits_kernels(const AnyView& v, std::int64_t heads) {
-  return v.dtype == DType::BF16 && v.cols / heads % 8 == 0 && v.row_stride % 8 == 0 &&
-         (v.batch == 1 || v.batch_stride % 8 == 0) && reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0;
-}
-
 template <class AnyView, class Scratch>
 Heads<AnyView> take_heads(Scratch& scratch, const AnyView& v, std::int64_t heads) {
-  if (fits_kernels(v, heads)) return {v, View{}};
+  if (has_aligned_heads(v, heads)) return {v, View{}};
   return {v, scratch.take(DType::BF16, v.batch, v.rows, heads * padded_features(v.cols / heads))};
 }
 

@@ -3,35 +3,54 @@
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/cuda_transfers.h"
+#include "kernels/cuda/driver_memory.h"
 #include "kernels/device.h"
 
 namespace squareq {
 namespace cuda {
 namespace {
 
-class Stream {
- public:
-  Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"); }
-  ~Stream() { cudaStreamDestroy(stream_); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  cudaStream_t get() const { return stream_; }
+cudaDeviceProp device_properties() {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+  return properties;
+}
 
- private:
-  cudaStream_t stream_ = nullptr;
-};
+// Null for our own kernels. `chosen` says what it is and why.
+std::unique_ptr<CudnnAttention> choose_attention(const DeviceOptions& options, int compute_capability_major,
+                                                 cudaStream_t stream, std::string& chosen) {
+  using Kernels = DeviceOptions::Kernels;
+  constexpr std::int64_t kShortest = 512;  // shorter calls are over before they are worth the building of a plan
+  chosen = "portable";
+  if (options.attention == Kernels::kPortable) return nullptr;
+  // Measured to be faster on Hopper only.
+  if (options.attention == Kernels::kAuto && compute_capability_major != 9) return nullptr;
+  try {
+    auto cudnn = open_cudnn_attention(stream, {.deterministic = options.deterministic,
+                                               .shortest = options.attention == Kernels::kAuto ? kShortest : 1});
+    chosen = "cuDNN " + cudnn->version() + (options.deterministic ? "" : ", backward not deterministic");
+    return cudnn;
+  } catch (const ConfigError& e) {
+    if (options.attention == Kernels::kCudnn) throw;
+    chosen += " (cuDNN would be faster, but: " + e.problem().found + ")";
+    return nullptr;
+  }
+}
 
 class CudaDevice : public Device {
  public:
-  explicit CudaDevice(const DeviceOptions& options) : ops_(stream_.get(), options) {
-    cudaDeviceProp properties{};
-    check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
-    name_ = properties.name;
-  }
+  explicit CudaDevice(const DeviceOptions& options)
+      : others_(driver_memory_in_use().value_or(0)),
+        properties_(device_properties()),
+        ops_(stream_.get(), options, choose_attention(options, properties_.major, stream_.get(), attention_)),
+        transfers_(stream_.get()) {}
 
-  std::string name() const override { return name_; }
+  std::string name() const override { return properties_.name; }
+  std::string choices() const override { return "attention: " + attention_; }
   bool reads_host_memory() const override { return false; }
   Ops& ops() override { return ops_; }
+  Transfers& transfers() override { return transfers_; }
 
   Buffer allocate(std::size_t bytes) override {
     void* memory = nullptr;
@@ -41,7 +60,18 @@ class CudaDevice : public Device {
       throw std::bad_alloc();
     }
     check(status, "cudaMalloc");
+    ++allocations_;
     return {static_cast<std::byte*>(memory), [](std::byte* p) { cudaFree(p); }};
+  }
+
+  std::int64_t allocations() const override { return allocations_; }
+
+  DeviceMemory memory() const override {
+    DeviceMemory memory;
+    check(cudaMemGetInfo(&memory.free, &memory.total), "cudaMemGetInfo");
+    const std::size_t in_use = memory.total - memory.free;
+    memory.ours = in_use - std::min(in_use, others_);
+    return memory;
   }
 
   void upload(const void* from, View to) override {
@@ -62,9 +92,13 @@ class CudaDevice : public Device {
     synchronize();
   }
 
-  Stream stream_;
+  std::size_t others_;  // bytes in use on the GPU before this process had a context
+  cudaDeviceProp properties_;
+  StreamHandle stream_;
+  std::string attention_;
   CudaOps ops_;
-  std::string name_;
+  CudaTransfers transfers_;
+  std::int64_t allocations_ = 0;
 };
 
 }  // namespace

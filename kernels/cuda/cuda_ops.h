@@ -6,10 +6,12 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "kernels/base/carver.h"
+#include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/fused_gemm.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/lora_products.h"
@@ -22,8 +24,13 @@ namespace squareq::cuda {
 
 class CudaOps : public Ops {
  public:
-  CudaOps(cudaStream_t stream, const DeviceOptions& options)
-      : stream_(stream), options_(options), gemm_(stream), tensor_cores_(tensor_cores_of_current_device()) {}
+  // `cudnn`, which may be null, computes the attention that it has plans for.
+  CudaOps(cudaStream_t stream, const DeviceOptions& options, std::unique_ptr<CudnnAttention> cudnn)
+      : stream_(stream),
+        options_(options),
+        gemm_(stream),
+        cudnn_(std::move(cudnn)),
+        tensor_cores_(tensor_cores_of_current_device()) {}
 
   DType activation_type() const override { return DType::BF16; }
   std::size_t scratch_need(const std::function<void()>& calls) override;
@@ -55,11 +62,14 @@ class CudaOps : public Ops {
   void flow_loss(const FlowLoss&) override;
   double sum_of_squares(ConstView x) override;
   void adamw(const AdamW&) override;
+  void lerp(ConstView x, float weight, View y) override;
 
   // Times of the operations that `work` calls.
   KernelTimes profile(const std::function<void()>& work);
 
  private:
+  void adamw_codes(const AdamW&);
+
   // Scratch of one operation, from the start of the region: operations follow each other on the stream, so they can
   // share it. Take all buffers, then return if rehearsing():
   //   Scratch scratch(*this);
@@ -105,8 +115,25 @@ class CudaOps : public Ops {
   }
 
   void convert(ConstView x, View y, Accumulate accumulate);  // copy, of no family of its own
+
+  // Leaves attention or its backward, of `products` matrix products, to cuDNN; false where it has no plan for the call.
+  template <class Call>
+  bool run_cudnn(const Call& p, int products) {
+    const CudnnPlan* plan = cudnn_ ? cudnn_->plan(p) : nullptr;
+    if (plan == nullptr) return false;
+    Scratch scratch(*this);
+    const View workspace = scratch.take(DType::U8, 1, 1, plan->workspace);
+    if (scratch.rehearsing()) return true;
+    const ProfileSpan span = timed(KernelFamily::kAttention, attention_operations(p.q, products));
+    cudnn_->run(p, workspace);
+    return true;
+  }
+
   // Parts of linear.
   ConstView as_bf16(Scratch& scratch, ConstView x, std::vector<std::pair<ConstView, View>>& conversions);
+  // Factors of rank dropout on u or du of one branch, of all branches.
+  void keep_ranks(const LoraBranch& branch, View u);
+  void keep_ranks(std::span<const LoraBranch> lora, View u);
   void expand_weight(const Weight& weight, View out);
   void convert_all(const std::vector<std::pair<ConstView, View>>& conversions);
   StackedAdapters take_stacked(Scratch& scratch, std::span<const LoraBranch> lora, const Weight& weight);
@@ -120,7 +147,7 @@ class CudaOps : public Ops {
   AdapterScratch take_adapters(Scratch& scratch, const LinearBackward& p, bool trained,
                                std::vector<std::pair<ConstView, View>>& conversions);
   void adapter_gradients(const LinearBackward& p, const ConstView& dy, const AdapterScratch& adapters);
-  static Gemm product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, View bias = {});
+  static Gemm product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, ConstView bias = {});
   bool computes_in_int8(const Weight& weight, ConstView rows, std::initializer_list<ConstView> outputs) const;
   static QuantisedRows take_quantised(Scratch& scratch, const ConstView& x);
   void quantise(const ConstView& x, const ConstView& factors, const QuantisedRows& to);
@@ -133,6 +160,7 @@ class CudaOps : public Ops {
   DeviceOptions options_;
   GemmPlans gemm_;
   Profile* profile_ = nullptr;
+  std::unique_ptr<CudnnAttention> cudnn_;
   TensorCores tensor_cores_;
   View scratch_;
   bool rehearsing_ = false;

@@ -46,7 +46,8 @@ enum class TensorCores : std::uint8_t { kSm80, kSm90 };
 TensorCores tensor_cores_of_current_device();
 
 // Can the kernels compute this? Types and layouts are as said above; rows of all matrices begin at multiples of 16
-// bytes (pointer and row stride). Depends on types, shapes, strides and alignment only; m and n are arbitrary.
+// bytes (pointer and row stride). gelu_begin is a multiple of 8; n, and the columns of act, are at least 8. Depends on
+// types, shapes, strides and alignment only; m and n are else arbitrary.
 bool fused_gemm_supports(const FusedGemm& gemm, TensorCores cores);
 
 // Throws std::logic_error where fused_gemm_supports says no.

@@ -97,6 +97,8 @@ void launch(const FusedGemm& g, cudaStream_t stream) {
                             .b_scale = reinterpret_cast<const float*>(g.b_scale.data),
                             .gate = reinterpret_cast<const float*>(g.gate.data),
                             .bias = g.bias.data,
+                            .act_data = reinterpret_cast<std::uint16_t*>(g.act.data),
+                            .act_stride = g.act.row_stride,
                             .bias_type = g.bias.dtype,
                             .has_y = static_cast<bool>(y),
                             .has_act = static_cast<bool>(g.act),
@@ -167,17 +169,18 @@ void fused_gemm_sm90(const FusedGemm& g, cudaStream_t stream) {
 }
 
 bool fused_gemm_sm90_supports(const FusedGemm& g) {
-  // TMA reads and writes rows that begin at multiples of 16 bytes.
+  // TMA reads and writes rows that begin at multiples of 16 bytes, and writes no less than that.
+  constexpr std::int64_t kBytes = 16, kAligned = kBytes / 2;
   const auto fits = [](const ConstView& v, DType dtype) {
-    constexpr std::int64_t kAligned = 16;
-    return !v || (v.dtype == dtype && reinterpret_cast<std::uintptr_t>(v.data) % kAligned == 0 &&
-                  (v.rows <= 1 || v.row_stride * static_cast<std::int64_t>(size_of(dtype)) % kAligned == 0));
+    return !v || (v.dtype == dtype && reinterpret_cast<std::uintptr_t>(v.data) % kBytes == 0 &&
+                  (v.rows <= 1 || v.row_stride * static_cast<std::int64_t>(size_of(dtype)) % kBytes == 0));
   };
   const bool int8 = g.a.dtype == DType::I8 && g.transpose_b == Transpose::kYes;
   const DType operands = int8 ? DType::I8 : DType::BF16;
   return fits(g.a, operands) && fits(g.b, operands) && fits(g.u, DType::BF16) && fits(g.v, DType::BF16) &&
          fits(g.y, DType::BF16) && fits(g.act, DType::BF16) && fits(g.residual, DType::BF16) &&
-         fits(g.sum, DType::BF16);
+         fits(g.sum, DType::BF16) && (!g.act || g.gelu_begin % kAligned == 0) && (!g.act || g.act.cols >= kAligned) &&
+         (g.transpose_b == Transpose::kYes ? g.b.rows : g.b.cols) >= kAligned;
 }
 
 namespace sm90 {

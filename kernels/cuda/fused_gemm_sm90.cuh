@@ -57,6 +57,8 @@ struct Arguments {
   const float* b_scale;
   const float* gate;
   const void* bias;
+  std::uint16_t* act_data;
+  std::int64_t act_stride;
   DType bias_type;
   bool has_y, has_act, has_sum, has_residual, v_mn_major;
   int m, n, k_steps, rank, gelu_begin;  // k_steps: stages along K
@@ -216,62 +218,67 @@ __device__ inline float as_float(float v) { return v; }
 __device__ inline float as_float(__nv_bfloat16 v) { return __bfloat162float(v); }
 __device__ inline float as_float(__half v) { return __half2float(v); }
 
-// Values of a vector [n] from one column on; 0 beyond its end.
-template <class Element>
-struct Columns {
-  const Element* from;
-  int left;  // of the vector
+// The values of a vector [n] for the columns of a tile, dealt out to the lanes of a warp: fetched before a tile's
+// products, they arrive meanwhile. `missing` stands for a vector that is not there.
+template <class T>
+class Vector {
+ public:
+  __device__ void fetch(const void* from, DType type, float missing, int column, int n) {
+    if (from == nullptr) return fill(missing);
+    if (type == DType::F32) return fetch(static_cast<const float*>(from), column, n);
+    if (type == DType::BF16) return fetch(static_cast<const __nv_bfloat16*>(from), column, n);
+    fetch(static_cast<const __half*>(from), column, n);
+  }
+  // Of the column of d[4 j + i]; all lanes of the warp ask together.
+  __device__ float at(int j, int i) const {
+    const int holder = j % 8 * 4 + static_cast<int>(threadIdx.x) % 4;
+    return __shfl_sync(0xFFFFFFFFU, held_[2 * (j / 8) + i], holder);
+  }
 
-  __device__ Columns(const void* vector, int column, int n)
-      : from(static_cast<const Element*>(vector) + column), left(n - column) {}
-  __device__ float operator[](int i) const { return i < left ? as_float(from[i]) : 0.0F; }
+ private:
+  static constexpr int kHeld = T::kCols / 32;
+
+  __device__ void fill(float value) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) held_[i] = value;
+  }
+  template <class Element>
+  __device__ void fetch(const Element* from, int column, int n) {
+    const int first = column + static_cast<int>(threadIdx.x) % 32 * 2;
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const int c = first + i / 2 * 64 + i % 2;
+      held_[i] = c < n ? as_float(from[c]) : 0.0F;
+    }
+  }
+
+  float held_[kHeld];
 };
 
-// Int32 to float32 where they are; scales. `row` and `column` are those of the thread's first value.
+// Int32 to float32 where they are; scales and bias.
 template <class T, bool kInt8>
-__device__ void scale(Sums<T::kCols>& d, const Arguments& p, int row, int column) {
-  if (!kInt8 && p.a_scale == nullptr && p.b_scale == nullptr) return;
-  float row_scale[2] = {1.0F, 1.0F};
-  if (p.a_scale != nullptr) {
-    for (int half = 0; half < 2; ++half) row_scale[half] = p.a_scale[min(row + 8 * half, p.m - 1)];
+__device__ void scale(Sums<T::kCols>& d, const Arguments& p, const float (&row_scales)[2], const Vector<T>& scales,
+                      const Vector<T>& bias) {
+  if (kInt8 || p.a_scale != nullptr) {
+#pragma unroll
+    for (int i = 0; i < T::kCols / 2; ++i) {
+      const float x = kInt8 ? static_cast<float>(static_cast<int>(d[i])) : value(d[i]);
+      d[i] = __float_as_uint(x * row_scales[i / 2 % 2]);
+    }
   }
-  const Columns<float> scales(p.b_scale, column, p.b_scale != nullptr ? p.n : 0);
+  if (p.b_scale == nullptr && p.bias == nullptr) return;
 #pragma unroll
   for (int j = 0; j < T::kCols / 8; ++j) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float s = p.b_scale != nullptr ? scales[8 * j + i] : 1.0F;
+      const float s = scales.at(j, i), b = bias.at(j, i);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         std::uint32_t& x = d[4 * j + 2 * half + i];
-        x = __float_as_uint((kInt8 ? static_cast<float>(static_cast<int>(x)) : value(x)) * row_scale[half] * s);
+        x = __float_as_uint(fmaf(value(x), s, b));
       }
     }
   }
-}
-
-template <class T, class Element>
-__device__ void add_vector(Sums<T::kCols>& d, const Columns<Element>& vector) {
-#pragma unroll
-  for (int j = 0; j < T::kCols / 8; ++j) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float x = vector[8 * j + i];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        std::uint32_t& to = d[4 * j + 2 * half + i];
-        to = __float_as_uint(value(to) + x);
-      }
-    }
-  }
-}
-
-template <class T>
-__device__ void add_bias(Sums<T::kCols>& d, const Arguments& p, int column) {
-  if (p.bias == nullptr) return;
-  if (p.bias_type == DType::F32) return add_vector<T>(d, Columns<float>(p.bias, column, p.n));
-  if (p.bias_type == DType::BF16) return add_vector<T>(d, Columns<__nv_bfloat16>(p.bias, column, p.n));
-  add_vector<T>(d, Columns<__half>(p.bias, column, p.n));
 }
 
 __device__ inline std::uint32_t pair_of(float first, float second) {
@@ -303,6 +310,7 @@ class Writer {
   __device__ void begin(int row, int column) {
     row_ = row;
     column_ = column;
+    if (p_.has_sum) gate_.fetch(p_.gate, DType::F32, 1.0F, column, p_.n);
     if (!p_.has_residual) return;
     if (lane_ == 0) wait_store_reads<0>();
     fetch_residual(0);
@@ -329,7 +337,11 @@ class Writer {
         constexpr Sigmoidal kGelu{.slope = 1.5957691216057308F, .cubic = 0.044715F};
         for_pairs(d, chunk,
                   [&](std::uint32_t, int, float x, float y) { return pair_of(kGelu.value(x), kGelu.value(y)); });
-        store(p_.act, act_column);
+        if (act_column >= 0) {
+          store(p_.act, act_column);
+        } else {
+          store_right_part(-act_column);
+        }
       }
     }
   }
@@ -344,24 +356,26 @@ class Writer {
   __device__ int slot() const { return static_cast<int>(unit_ & 1U); }
   __device__ std::uint32_t buffer() const { return memory_.buffer(first_ + slot()); }
 
+  // Of 16 bytes of the unit's buffer, swizzled as TMA does.
+  __device__ std::uint32_t address(int row, int piece) const {
+    const int swizzle = T::kChunk == 64 ? row % 8 : row / 2 % 4;
+    return buffer() + row * (T::kChunk * 2) + (piece ^ swizzle) * 16;
+  }
   // The buffer of the unit is free of older stores.
   __device__ void open() {
     if (lane_ == 0) wait_store_reads<1>();
     __syncwarp();
   }
-  // Calls f(address, column after the thread's first, value, its right neighbour) and writes the pair that it returns.
+  // Calls f(address, j as in d[4 j + i], value, its right neighbour) and writes the pair that it returns.
   template <class Function>
   __device__ void for_pairs(Sums<T::kCols>& d, int chunk, Function f) {
-    const int row = lane_ / 4;
-    const int swizzle = T::kChunk == 64 ? row : row / 2 % 4;
 #pragma unroll
     for (int j = 0; j < T::kChunk / 8; ++j) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const std::uint32_t address =
-            buffer() + (row + 8 * half) * (T::kChunk * 2) + ((j ^ swizzle) * 16 + lane_ % 4 * 4);
+        const std::uint32_t at = address(lane_ / 4 + 8 * half, j) + lane_ % 4 * 4;
         const int i = 4 * (chunk * (T::kChunk / 8) + j) + 2 * half;
-        store_pair(address, f(address, 8 * j, value(d[i]), value(d[i + 1])));
+        store_pair(at, f(at, chunk * (T::kChunk / 8) + j, value(d[i]), value(d[i + 1])));
       }
     }
   }
@@ -372,13 +386,10 @@ class Writer {
     } else {
       open();
     }
-    const int first_column = column_ + chunk * T::kChunk + lane_ % 4 * 2;
-    const Columns<float> gates(p_.gate, first_column, p_.gate != nullptr ? p_.n : 0);
-    for_pairs(d, chunk, [&](std::uint32_t address, int column, float x, float y) {
-      const float gx = p_.gate != nullptr ? gates[column] : 1.0F;
-      const float gy = p_.gate != nullptr ? gates[column + 1] : 1.0F;
+    for_pairs(d, chunk, [&](std::uint32_t address, int j, float x, float y) {
       const std::uint32_t old = p_.has_residual ? load_pair(address) : 0U;
-      return pair_of(__uint_as_float(old << 16) + gx * x, __uint_as_float(old & 0xFFFF0000U) + gy * y);
+      return pair_of(__uint_as_float(old << 16) + gate_.at(j, 0) * x,
+                     __uint_as_float(old & 0xFFFF0000U) + gate_.at(j, 1) * y);
     });
   }
   // The other buffer becomes free for the next chunk's residual.
@@ -394,6 +405,21 @@ class Writer {
     arrive_expecting(memory_.loaded(first_ + slot()), T::kBufferBytes);
     load_box(buffer(), p_.residual, column_ + chunk * T::kChunk, row_, memory_.loaded(first_ + slot()));
   }
+  // The columns of the chunk from `begin` on to the first of `act`: TMA does not store boxes that begin before a
+  // matrix.
+  __device__ void store_right_part(int begin) {
+    __syncwarp();
+    for (int i = lane_; i < kWarpRows * T::kChunk; i += 32) {
+      const int row = i / T::kChunk, column = i % T::kChunk;
+      const bool inside = column >= begin && column - begin < p_.n - p_.gelu_begin && row_ + row < p_.m;
+      const std::uint32_t pair = load_pair(address(row, column / 8) + column % 8 / 2 * 4);
+      if (inside)
+        p_.act_data[(row_ + row) * p_.act_stride + column - begin] =
+            static_cast<std::uint16_t>(column % 2 == 0 ? pair : pair >> 16);
+    }
+    __syncwarp();
+    ++unit_;
+  }
   __device__ void store(const CUtensorMap& map, int column) {
     fence_for_copies();
     __syncwarp();
@@ -406,6 +432,7 @@ class Writer {
   int lane_, first_;
   int row_ = 0, column_ = 0;
   unsigned unit_ = 0, parities_ = 0;
+  Vector<T> gate_;
 };
 
 template <class T, Operands kOperands>
@@ -414,24 +441,23 @@ __device__ void consume(const Arguments& p, Memory<T> memory) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   Ring<T> ring;
   Writer<T> writer(p, memory);
+  Vector<T> scales, bias;
   for (int i = static_cast<int>(blockIdx.x) / kCluster; i < p.schedule.count(); i += gridDim.x / kCluster) {
     int pair, column;
     p.schedule.place(i, pair, column);
     const int row = (pair * kCluster + static_cast<int>(block_in_cluster())) * T::kRows + warp * kWarpRows;
     writer.begin(row, column * T::kCols);
+    scales.fetch(p.b_scale, DType::F32, 1.0F, column * T::kCols, p.n);
+    bias.fetch(p.bias, p.bias_type, 0.0F, column * T::kCols, p.n);
+    float row_scales[2] = {1.0F, 1.0F};
+    if (p.a_scale != nullptr) {
+      for (int half = 0; half < 2; ++half) row_scales[half] = p.a_scale[min(row + lane / 4 + 8 * half, p.m - 1)];
+    }
     Sums<T::kCols> d;
     multiply_all<T, kOperands>(d, p, memory, ring, group);
-#ifdef ORDERED
-    if (group > 0) asm volatile("bar.sync %0, 256;" ::"r"(group) : "memory");
-#endif
-    const int first_column = column * T::kCols + lane % 4 * 2;
-    scale<T, kOperands == Operands::kInt8>(d, p, row + lane / 4, first_column);
-    add_bias<T>(d, p, first_column);
+    scale<T, kOperands == Operands::kInt8>(d, p, row_scales, scales, bias);
     add_low_rank<T>(d, p, memory, ring, group);
     writer.write(d);
-#ifdef ORDERED
-    if (group + 1 < T::kGroups) asm volatile("bar.arrive %0, 256;" ::"r"(group + 1) : "memory");
-#endif
   }
   writer.finish();
 }

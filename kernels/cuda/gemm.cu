@@ -1,4 +1,5 @@
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/gemm_descriptions.h"
 
 #include <algorithm>
 #include <limits>
@@ -16,41 +17,11 @@ cudaDataType_t type_of(DType dtype) {
   throw std::logic_error("GEMM of a type that is neither BF16 nor F32");
 }
 
-template <class Handle, cublasStatus_t (*destroy)(Handle)>
-struct Destroy {
-  using pointer = Handle;
-  void operator()(Handle handle) const { destroy(handle); }
-};
-using Operation = std::unique_ptr<cublasLtMatmulDesc_t, Destroy<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>>;
-using Layout = std::unique_ptr<cublasLtMatrixLayout_t, Destroy<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>>;
-using Preference =
-    std::unique_ptr<cublasLtMatmulPreference_t, Destroy<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>>;
-
-template <class Value>
-void set(const Operation& to, cublasLtMatmulDescAttributes_t attribute, const Value& value) {
-  check(cublasLtMatmulDescSetAttribute(to.get(), attribute, &value, sizeof value), "cublasLtMatmulDescSetAttribute");
-}
-template <class Value>
-void set(const Layout& to, cublasLtMatrixLayoutAttribute_t attribute, const Value& value) {
-  check(cublasLtMatrixLayoutSetAttribute(to.get(), attribute, &value, sizeof value),
-        "cublasLtMatrixLayoutSetAttribute");
-}
-template <class Value>
-void set(const Preference& to, cublasLtMatmulPreferenceAttributes_t attribute, const Value& value) {
-  check(cublasLtMatmulPreferenceSetAttribute(to.get(), attribute, &value, sizeof value),
-        "cublasLtMatmulPreferenceSetAttribute");
-}
-
-// cuBLASLt is column-major: a row-major matrix is its transpose there.
-Layout make_layout(const GemmMatrix& m, std::int64_t rows, std::int64_t cols, std::int64_t batch) {
-  cublasLtMatrixLayout_t layout = nullptr;
-  check(cublasLtMatrixLayoutCreate(&layout, type_of(m.dtype), static_cast<std::uint64_t>(cols),
-                                   static_cast<std::uint64_t>(rows), m.stride),
-        "cublasLtMatrixLayoutCreate");
-  Layout owned(layout);
-  set(owned, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, static_cast<std::int32_t>(batch));
-  set(owned, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, m.batch_stride);
-  return owned;
+Layout layout_of(const GemmMatrix& m, std::int64_t rows, std::int64_t cols, std::int64_t batch) {
+  Layout layout = make_layout(type_of(m.dtype), rows, cols, m.stride);
+  set(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, static_cast<std::int32_t>(batch));
+  set(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, m.batch_stride);
+  return layout;
 }
 
 // The largest power of two up to 256 that divides the address.
@@ -137,37 +108,32 @@ std::unique_ptr<GemmPlans::Plan> GemmPlans::make_plan(const Gemm& g) {
   const bool ta = g.transpose_a == Transpose::kYes;
   const bool tb = g.transpose_b == Transpose::kYes;
   auto plan = std::make_unique<Plan>();
-  cublasLtMatmulDesc_t operation = nullptr;
-  check(cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
-  plan->operation.reset(operation);
+  plan->operation = make_operation(CUBLAS_COMPUTE_32F, CUDA_R_32F);
   set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSA, tb ? CUBLAS_OP_T : CUBLAS_OP_N);
   set(plan->operation, CUBLASLT_MATMUL_DESC_TRANSB, ta ? CUBLAS_OP_T : CUBLAS_OP_N);
   if (g.bias.count() > 0) {
     set(plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
     set(plan->operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type_of(g.c.dtype));
   }
-  plan->a = make_layout(g.a, ta ? g.k : g.m, ta ? g.m : g.k, g.batch);
-  plan->b = make_layout(g.b, tb ? g.n : g.k, tb ? g.k : g.n, g.batch);
-  plan->c = make_layout(g.c, g.m, g.n, g.batch);
+  plan->a = layout_of(g.a, ta ? g.k : g.m, ta ? g.m : g.k, g.batch);
+  plan->b = layout_of(g.b, tb ? g.n : g.k, tb ? g.k : g.n, g.batch);
+  plan->c = layout_of(g.c, g.m, g.n, g.batch);
   return plan;
 }
 
 std::vector<GemmPlans::Algorithm> GemmPlans::proposals(const Plan& plan, const Gemm& g, int most) const {
-  cublasLtMatmulPreference_t preference = nullptr;
-  check(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
-  const Preference owned(preference);
-  set(owned, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<std::size_t>(kWorkspace));
+  const Preference preference = make_preference(static_cast<std::size_t>(kWorkspace));
   // Split sums are added in a fixed order, in float32.
-  set(owned, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+  set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
       static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
-  set(owned, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(g.b.data));
-  set(owned, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(g.a.data));
-  set(owned, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(g.c.data));
-  set(owned, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(g.c.data));
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(g.b.data));
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(g.a.data));
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(g.c.data));
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(g.c.data));
   std::array<cublasLtMatmulHeuristicResult_t, kProposals> results{};
   int count = 0;
   check(cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation.get(), plan.b.get(), plan.a.get(), plan.c.get(),
-                                       plan.c.get(), preference, most, results.data(), &count),
+                                       plan.c.get(), preference.get(), most, results.data(), &count),
         "cublasLtMatmulAlgoGetHeuristic");
   std::vector<Algorithm> found;
   for (int i = 0; i < count; ++i) {

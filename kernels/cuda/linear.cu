@@ -141,8 +141,12 @@ void CudaOps::linear(const LinearForward& p) {
   const View u = own_u ? scratch.take(DType::BF16, p.x.batch, p.x.rows, adapter_columns(p.lora)) : p.u;
   View y = p.y;
   if (!y && output) y = scratch.take(activation_type(), p.x.batch, p.x.rows, p.weight.out());
-  View bias;
-  if (p.weight.bias && output) bias = scratch.take(y.dtype, 1, 1, p.weight.out());
+  ConstView bias = output ? p.weight.bias : ConstView{};
+  if (bias && bias.dtype != y.dtype) {
+    const View converted = scratch.take(y.dtype, 1, 1, p.weight.out());
+    conversions.emplace_back(bias, converted);
+    bias = converted;
+  }
   ConstView weight = p.weight.values;
   View expanded;
   if (output && weight.dtype != DType::BF16) {
@@ -162,6 +166,7 @@ void CudaOps::linear(const LinearForward& p) {
     const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}) + (output ? traffic({y}) : 0.0));
     stack_adapters(p.lora, stacked, stream_);
     project_down(x, stacked.a, u, stream_);
+    keep_ranks(p.lora, u);
     if (own_u && p.u) convert(u, p.u, Accumulate::kNo);
     // The product with the weight then adds to this: so y is read while that product computes, not in a pass of its
     // own.
@@ -170,7 +175,6 @@ void CudaOps::linear(const LinearForward& p) {
   if (!output) return;
 
   if (expanded) expand_weight(p.weight, expanded);
-  if (bias) convert(p.weight.bias, bias, Accumulate::kNo);
   {
     const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(y, x.cols));
     gemm_.run(main, workspace);
@@ -203,6 +207,7 @@ void CudaOps::adapter_gradients(const LinearBackward& p, const ConstView& dy, co
       timed(KernelFamily::kAdapter, adapters.da ? 2 * traffic({dy}) + traffic({adapters.x}) : traffic({dy}));
   stack_adapters(p.lora, adapters.stacked, stream_);
   project_down(dy, adapters.stacked.b, adapters.du, stream_);
+  keep_ranks(p.lora, adapters.du);
   if (!adapters.da) return;
   sum_outer(adapters.du, adapters.x, adapters.da, stream_);
   sum_outer(adapters.u, dy, adapters.db, stream_);
@@ -250,6 +255,18 @@ void CudaOps::linear_backward(const LinearBackward& p) {
   gemm_.run(main, workspace);
 }
 
+void CudaOps::keep_ranks(const LoraBranch& branch, View u) {
+  if (branch.keep) gate_backward(u, branch.keep, {}, u, {});
+}
+
+void CudaOps::keep_ranks(std::span<const LoraBranch> lora, View u) {
+  std::int64_t column = 0;
+  for (const LoraBranch& branch : lora) {
+    keep_ranks(branch, u.col_slice(column, branch.rank()));
+    column += branch.rank();
+  }
+}
+
 void CudaOps::expand_weight(const Weight& weight, View out) {
   const ProfileSpan span = timed(KernelFamily::kConversion, traffic({weight.values, out}));
   if (weight.codec == Codec::kInt8Rows) return expand(weight, out, stream_);
@@ -261,7 +278,7 @@ void CudaOps::convert_all(const std::vector<std::pair<ConstView, View>>& convers
 }
 
 // y = x op(w) + beta * y + bias.
-Gemm CudaOps::product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, View bias) {
+Gemm CudaOps::product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, ConstView bias) {
   if (as_matrix(x).batch == 1 && as_matrix(y).batch == 1) {
     x = as_matrix(x);
     y = as_matrix(y);
@@ -289,6 +306,7 @@ void CudaOps::few_rows_linear(const LinearForward& p) {
     const View part = u.col_slice(column, branch.rank());
     column += branch.rank();
     few_rows(p.x, plain(branch.a), 1.0F, Accumulate::kNo, part, stream_);
+    keep_ranks(branch, part);
     if (!p.y) continue;
     few_rows(part, plain(branch.b), branch.scale, Accumulate::kYes, p.y.col_slice(branch.row_begin, branch.b.rows),
              stream_);
@@ -317,6 +335,7 @@ void CudaOps::few_rows_linear_backward(const LinearBackward& p) {
     const View part = du.col_slice(column, branch.rank());
     const ConstView dy = p.dy.col_slice(branch.row_begin, branch.b.rows);
     few_rows_backward(dy, plain(branch.b), branch.scale, Accumulate::kNo, part, pieces, stream_);
+    keep_ranks(branch, part);
     if (branch.trained()) {
       few_rows_outer(part, p.x, 1.0F, branch.da, stream_);
       few_rows_outer(dy, p.u.col_slice(column, branch.rank()), branch.scale, branch.db, stream_);

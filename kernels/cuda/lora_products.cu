@@ -1,7 +1,7 @@
 #include "kernels/cuda/lora_products.h"
 
 #include <algorithm>
-#include <array>
+#include <vector>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/pack.cuh"
@@ -10,16 +10,32 @@
 namespace squareq::cuda {
 namespace {
 
-constexpr int kWarps = 8;  // of a block
 constexpr int kRanks = 16;
 
 // d += a b of one m16n8k16 step, operands as in the PTX manual: of two rows or columns in the row of 8 that belongs to
 // lane / 4, and two neighbouring k in the pair of lane % 4.
-__device__ void multiply(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+__device__ void multiply(float* d, const unsigned (&a)[4], const unsigned (&b)[2]) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The sums over the block's 2 * kHalf warps, in order: each thread gets kCount of the kSums that belong to its lane,
+// number which(i) as its i-th. Lanes keep to themselves, so that no two use the same bank.
+template <int kSums, int kHalf, int kCount, class Which>
+__device__ void add_warps(const float (&sums)[kSums], float (&shared)[kHalf][kSums][kWarp], Which which,
+                          float (&totals)[kCount]) {
+  const int warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  for (int i = 0; i < kSums && warp >= kHalf; ++i) shared[warp - kHalf][i][lane] = sums[i];
+  __syncthreads();
+  for (int i = 0; i < kSums && warp < kHalf; ++i) shared[warp][i][lane] += sums[i];
+  __syncthreads();
+  for (int i = 0; i < kCount; ++i) {
+    totals[i] = 0.0F;
+    for (int half = 0; half < kHalf; ++half) totals[i] += shared[half][which(i)][lane];
+  }
 }
 
 // kCount neighbouring values of a row as pairs, zeros where there are none. kWhole: all or none are there, and aligned.
@@ -39,73 +55,64 @@ __device__ void load_pairs(const __nv_bfloat16* row, bool inside, int c, int col
   }
 }
 
-// A block computes 32 rows and kTiles * 8 columns of u; its warps share out the features, kChunk at a time. Which of a
-// chunk's features a lane holds is up to us, as long as x and w agree: 8 neighbouring ones, for 16-byte loads.
-constexpr int kDownRows = 32;
+// A block computes kRowTiles * 16 rows and kTiles * 8 columns of u; its warps share out the features, kChunk at a time.
+// Which of a chunk's features a lane holds is up to us, as long as x and w agree: 8 neighbouring ones, for 16-byte
+// loads. Fewer rows are more blocks, and read w more often.
 constexpr int kChunk = 32;
+constexpr int kDownWarps = 8;
 
-template <int kTiles, bool kWhole>
-__global__ void __launch_bounds__(kWarps* kWarp)
+template <int kRowTiles, int kTiles, bool kWhole>
+__global__ void __launch_bounds__(kDownWarps* kWarp, kTiles == 2 && kWhole ? 3 : 1)
     project_down_kernel(Rows<const __nv_bfloat16> x, Rows<const __nv_bfloat16> w, Rows<__nv_bfloat16> u, int rows,
                         int features, int ranks) {
-  constexpr int kColumns = kTiles * 8;
-  __shared__ float shared[kWarps / 2][kDownRows][kColumns];
+  constexpr int kSums = kRowTiles * kTiles * 4;
+  __shared__ float shared[kDownWarps / 2][kSums][kWarp];
   const int warp = threadIdx.x / kWarp;
   const int group = threadIdx.x % kWarp / 4;
   const int pair = threadIdx.x % 4;
-  const int row = blockIdx.x * kDownRows + group;
-  const int column = blockIdx.y * kColumns;
-  float sums[2][kTiles][4] = {};
-#pragma unroll(kTiles == 2 ? 4 : 2)
-  for (int c = warp * kChunk + pair * 8; c - pair * 8 < features; c += kWarps * kChunk) {
-    unsigned a[4][4], b[kTiles][4];
-    for (int i = 0; i < 4; ++i) {
-      const int t = row + i * 8;
-      load_pairs<8, kWhole>(x(blockIdx.z, min(t, rows - 1)), t < rows, c, features, a[i]);
-    }
-    for (int j = 0; j < kTiles; ++j) {
-      const int r = column + j * 8 + group;
-      load_pairs<8, kWhole>(w(0, min(r, ranks - 1)), r < ranks, c, features, b[j]);
-    }
-    for (int step = 0; step < 2; ++step) {
-      for (int i = 0; i < 2; ++i) {
-        const unsigned left[4] = {a[2 * i][2 * step], a[2 * i + 1][2 * step], a[2 * i][2 * step + 1],
-                                  a[2 * i + 1][2 * step + 1]};
-        for (int j = 0; j < kTiles; ++j) multiply(sums[i][j], left, {b[j][2 * step], b[j][2 * step + 1]});
+  const int row = blockIdx.x * kRowTiles * 16 + group;
+  const int column = blockIdx.y * kTiles * 8;
+  float sums[kSums] = {};
+  constexpr int kAtOnce = kTiles == 2 ? 4 : 2;  // chunks that are on their way before the first is used
+  constexpr int kStep = kDownWarps * kChunk;
+  for (int begin = warp * kChunk; begin < features; begin += kAtOnce * kStep) {
+    unsigned a[kAtOnce][kRowTiles * 2][4], b[kAtOnce][kTiles][4];
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const int c = begin + n * kStep + pair * 8;
+      for (int i = 0; i < kRowTiles * 2; ++i) {
+        const int t = row + i * 8;
+        load_pairs<8, kWhole>(x(blockIdx.z, min(t, rows - 1)), t < rows, c, features, a[n][i]);
+      }
+      for (int j = 0; j < kTiles; ++j) {
+        const int r = column + j * 8 + group;
+        load_pairs<8, kWhole>(w(0, min(r, ranks - 1)), r < ranks, c, features, b[n][j]);
       }
     }
-  }
-  // The warps' sums, by halves: the upper half hands over, the lower adds.
-  for (int half = kWarps / 2; half > 0; half /= 2) {
-    __syncthreads();
-    for (int i = 0; i < 2; ++i) {
-      for (int j = 0; j < kTiles; ++j) {
-        for (int k = 0; k < 4; ++k) {
-          float& place = shared[warp % half][i * 16 + k / 2 * 8 + group][j * 8 + pair * 2 + k % 2];
-          if (warp >= half && warp < 2 * half) place = sums[i][j][k];
-        }
-      }
-    }
-    __syncthreads();
-    if (warp >= half) continue;
-    for (int i = 0; i < 2; ++i) {
-      for (int j = 0; j < kTiles; ++j) {
-        for (int k = 0; k < 4; ++k) {
-          sums[i][j][k] += shared[warp][i * 16 + k / 2 * 8 + group][j * 8 + pair * 2 + k % 2];
+#pragma unroll
+    for (int step = 0; step < 2 * kAtOnce; ++step) {
+      const auto& left = a[step / 2];
+      const auto& right = b[step / 2];
+      const int half = step % 2 * 2;
+      for (int i = 0; i < kRowTiles; ++i) {
+        const unsigned both[4] = {left[2 * i][half], left[2 * i + 1][half], left[2 * i][half + 1],
+                                  left[2 * i + 1][half + 1]};
+        for (int j = 0; j < kTiles; ++j) {
+          multiply(&sums[(i * kTiles + j) * 4], both, {right[j][half], right[j][half + 1]});
         }
       }
     }
   }
-  if (warp != 0) return;
-  for (int i = 0; i < 4; ++i) {
-    const int t = row + i * 8;
-    if (t >= rows) continue;
-    for (int j = 0; j < kTiles; ++j) {
-      const int r = column + j * 8 + pair * 2;
-      if (r >= ranks) continue;
-      const float* pairs = &sums[i / 2][j][i % 2 * 2];
-      *reinterpret_cast<__nv_bfloat162*>(u(blockIdx.z, t) + r) = __floats2bfloat162_rn(pairs[0], pairs[1]);
-    }
+  constexpr int kCount = kSums / kDownWarps;
+  float totals[kCount];
+  add_warps(
+      sums, shared, [&](int i) { return warp * kCount + i; }, totals);
+  for (int i = 0; i < kCount; ++i) {
+    const int tile = (warp * kCount + i) / 4;
+    const int k = (warp * kCount + i) % 4;
+    const int t = row + tile / kTiles * 16 + k / 2 * 8;
+    const int r = column + tile % kTiles * 8 + pair * 2 + k % 2;
+    if (t < rows && r < ranks) u(blockIdx.z, t)[r] = __float2bfloat16_rn(totals[i]);
   }
 }
 
@@ -113,12 +120,13 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 // in turn. Lanes read 8 neighbouring columns of four rows, whose values are then paired up by rows.
 constexpr int kOuterColumns = 64;
 constexpr int kOuterRows = 16;
+constexpr int kOuterWarps = 4;
 
 template <bool kWhole>
-__global__ void __launch_bounds__(kWarps* kWarp)
+__global__ void __launch_bounds__(kOuterWarps* kWarp, kWhole ? 5 : 1)
     outer_kernel(Rows<const __nv_bfloat16> left, Rows<const __nv_bfloat16> right, int rows, int share, int shares,
                  int ranks, int cols, float* __restrict__ pieces) {
-  __shared__ float shared[kWarps / 2][kRanks][kOuterColumns];
+  __shared__ float shared[kOuterWarps / 2][32][kWarp];
   const int warp = threadIdx.x / kWarp;
   const int group = threadIdx.x % kWarp / 4;
   const int pair = threadIdx.x % 4;
@@ -127,59 +135,54 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const int last = min(rows, first + share);
   const int c = blockIdx.x * kOuterColumns + group * 8;
   const int rank = blockIdx.z * kRanks;
-  float sums[8][4] = {};
-#pragma unroll 2
-  for (int t = first + warp * kOuterRows; t < last; t += kWarps * kOuterRows) {
-    unsigned values[4][4], ends[4][1];
-    for (int i = 0; i < 4; ++i) {
-      const int row = t + i / 2 * 8 + pair * 2 + i % 2;
-      const int clamped = min(row, rows - 1);
-      load_pairs<8, kWhole>(right(sample, clamped), row < last, c, cols, values[i]);
-      load_pairs<2, true>(left(sample, clamped), row < last, rank + group * 2, ranks, ends[i]);
-    }
-    const unsigned a[4] = {__byte_perm(ends[0][0], ends[1][0], 0x5410), __byte_perm(ends[0][0], ends[1][0], 0x7632),
-                           __byte_perm(ends[2][0], ends[3][0], 0x5410), __byte_perm(ends[2][0], ends[3][0], 0x7632)};
-    for (int j = 0; j < 8; ++j) {
-      const unsigned half = j % 2 == 0 ? 0x5410 : 0x7632;
-      multiply(sums[j], a,
-               {__byte_perm(values[0][j / 2], values[1][j / 2], half),
-                __byte_perm(values[2][j / 2], values[3][j / 2], half)});
-    }
-  }
-  // Element k of sums[j]: rank 2 group + k / 2 and column 8 (2 pair + k % 2) + j, by the way the values were paired.
-  const auto place = [&](float(&at)[kRanks][kOuterColumns], int j, int k) -> float& {
-    return at[group * 2 + k / 2][(pair * 2 + k % 2) * 8 + j];
-  };
-  for (int half = kWarps / 2; half > 0; half /= 2) {
-    __syncthreads();
-    for (int j = 0; j < 8; ++j) {
-      for (int k = 0; k < 4; ++k) {
-        if (warp >= half && warp < 2 * half) place(shared[warp - half], j, k) = sums[j][k];
+  const __nv_bfloat16* left_rows = left(sample, 0);
+  const __nv_bfloat16* right_rows = right(sample, 0);
+  const auto left_stride = static_cast<unsigned>(left.row_stride),
+             right_stride = static_cast<unsigned>(right.row_stride);
+  float sums[32] = {};
+  constexpr int kAtOnce = 2;
+  constexpr int kStep = kOuterWarps * kOuterRows;
+  for (int begin = first + warp * kOuterRows; begin < last; begin += kAtOnce * kStep) {
+    unsigned values[kAtOnce][4][4], ends[kAtOnce][4][1];
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      for (int i = 0; i < 4; ++i) {
+        const int row = begin + n * kStep + i / 2 * 8 + pair * 2 + i % 2;
+        const unsigned clamped = min(row, rows - 1);
+        load_pairs<8, kWhole>(right_rows + clamped * right_stride, row < last, c, cols, values[n][i]);
+        load_pairs<2, true>(left_rows + clamped * left_stride, row < last, rank + group * 2, ranks, ends[n][i]);
       }
     }
-    __syncthreads();
-    if (warp >= half) continue;
-    for (int j = 0; j < 8; ++j) {
-      for (int k = 0; k < 4; ++k) sums[j][k] += place(shared[warp], j, k);
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const auto& v = values[n];
+      const auto& e = ends[n];
+      const unsigned a[4] = {__byte_perm(e[0][0], e[1][0], 0x5410), __byte_perm(e[0][0], e[1][0], 0x7632),
+                             __byte_perm(e[2][0], e[3][0], 0x5410), __byte_perm(e[2][0], e[3][0], 0x7632)};
+      for (int j = 0; j < 8; ++j) {
+        const unsigned half = j % 2 == 0 ? 0x5410 : 0x7632;
+        multiply(&sums[j * 4], a,
+                 {__byte_perm(v[0][j / 2], v[1][j / 2], half), __byte_perm(v[2][j / 2], v[3][j / 2], half)});
+      }
     }
   }
-  if (warp == 0) {
-    for (int j = 0; j < 8; ++j) {
-      for (int k = 0; k < 4; ++k) place(shared[0], j, k) = sums[j][k];
+  // By the way the values were paired, sum 4 j + k belongs to rank 2 group + k / 2 and column 8 (2 pair + k % 2) + j.
+  // Each warp ends up with eight neighbouring columns.
+  float totals[8];
+  add_warps(
+      sums, shared, [&](int i) { return i * 4 + warp; }, totals);
+  const int column = blockIdx.x * kOuterColumns + (pair * 2 + warp % 2) * 8;
+  pieces += (static_cast<std::int64_t>(blockIdx.y) * ranks + rank + group * 2 + warp / 2) * cols + column;
+  if (kWhole) {
+    if (column < cols) store<8>(pieces, totals);
+  } else {
+    for (int i = 0; i < 8; ++i) {
+      if (column + i < cols) pieces[i] = totals[i];
     }
-  }
-  __syncthreads();
-  pieces += (static_cast<std::int64_t>(blockIdx.y) * ranks + rank) * cols;
-  for (int i = threadIdx.x; i < kRanks * kOuterColumns; i += kWarps * kWarp) {
-    const int column = blockIdx.x * kOuterColumns + i % kOuterColumns;
-    if (column < cols)
-      pieces[i / kOuterColumns * std::int64_t{cols} + column] = shared[0][i / kOuterColumns][i % kOuterColumns];
   }
 }
 
-// The branches of a linear as kernels see them; a launch takes at most kBranches of them.
-constexpr std::size_t kBranches = 32;
-
+// An adapter as kernels see it.
 struct Branch {
   const float *a, *b;
   float *da, *db;  // null: frozen
@@ -189,99 +192,125 @@ struct Branch {
   float scale;
 };
 
-struct Branches {
-  std::array<Branch, kBranches> list;
-  int count = 0;
-  int end = 0;  // of the rows of the stack that the list answers for
+std::vector<Branch> branches_of(std::span<const LoraBranch> lora) {
+  std::vector<Branch> list;
+  std::int64_t first = 0;
+  for (const LoraBranch& branch : lora) {
+    list.push_back({.a = branch.a.f32(),
+                    .b = branch.b.f32(),
+                    .da = branch.trained() ? branch.da.f32() : nullptr,
+                    .db = branch.trained() ? branch.db.f32() : nullptr,
+                    .a_stride = branch.a.row_stride,
+                    .b_stride = branch.b.row_stride,
+                    .da_stride = branch.da.row_stride,
+                    .db_stride = branch.db.row_stride,
+                    .first = static_cast<int>(first),
+                    .ranks = static_cast<int>(branch.rank()),
+                    .row_begin = static_cast<int>(branch.row_begin),
+                    .row_count = static_cast<int>(branch.b.rows),
+                    .scale = branch.scale});
+    first += branch.rank();
+  }
+  return list;
+}
+
+// Tiles of kRanks ranks and kTileColumns columns, whose kThreads threads turn them around in shared memory where one
+// side has the ranks next to each other and the other the columns.
+constexpr int kTileColumns = 64;
+constexpr int kTileSteps = kRanks * kTileColumns / kThreads;
+
+struct TilePlace {
+  int rank, column;
+  __device__ static TilePlace by_columns(int step) {
+    return {static_cast<int>(threadIdx.x) / kTileColumns + step * (kThreads / kTileColumns),
+            static_cast<int>(threadIdx.x) % kTileColumns};
+  }
+  __device__ static TilePlace by_ranks(int step) {
+    return {static_cast<int>(threadIdx.x) % kRanks,
+            static_cast<int>(threadIdx.x) / kRanks + step * (kThreads / kRanks)};
+  }
 };
 
-// Calls launch(branches) for groups of branches whose rows follow each other up to `ranks`.
-template <class Launch>
-void for_branches(std::span<const LoraBranch> lora, std::int64_t ranks, Launch launch) {
-  std::int64_t first = 0;
-  while (!lora.empty()) {
-    Branches group;
-    for (const LoraBranch& branch : lora.first(std::min(lora.size(), kBranches))) {
-      Branch& to = group.list[static_cast<std::size_t>(group.count++)];
-      to = {.a = branch.a.f32(),
-            .b = branch.b.f32(),
-            .da = branch.trained() ? branch.da.f32() : nullptr,
-            .db = branch.trained() ? branch.db.f32() : nullptr,
-            .a_stride = branch.a.row_stride,
-            .b_stride = branch.b.row_stride,
-            .da_stride = branch.da.row_stride,
-            .db_stride = branch.db.row_stride,
-            .first = static_cast<int>(first),
-            .ranks = static_cast<int>(branch.rank()),
-            .row_begin = static_cast<int>(branch.row_begin),
-            .row_count = static_cast<int>(branch.b.rows),
-            .scale = branch.scale};
-      first += branch.rank();
-    }
-    lora = lora.subspan(static_cast<std::size_t>(group.count));
-    group.end = static_cast<int>(lora.empty() ? ranks : first);
-    launch(group);
-  }
-}
-
-constexpr int kStackThreads = 64;
-
-// A thread writes one column of a (blockIdx.y = 0) or of b, for one branch (blockIdx.z), the last of which also writes
-// the zeros of the padding.
-__global__ void __launch_bounds__(kStackThreads)
-    stack_kernel(const __grid_constant__ Branches branches, Rows<__nv_bfloat16> a, Rows<__nv_bfloat16> b, int in,
-                 int out) {
-  const int c = blockIdx.x * kStackThreads + threadIdx.x;
-  if (c >= (blockIdx.y == 0 ? in : out)) return;
-  const Branch& branch = branches.list[blockIdx.z];
-  const int row = c - branch.row_begin;
-  const bool reached = blockIdx.y == 0 || (row >= 0 && row < branch.row_count);
-  __nv_bfloat16* to = (blockIdx.y == 0 ? a.data : b.data) + c;
-  const std::int64_t stride = blockIdx.y == 0 ? a.row_stride : b.row_stride;
-#pragma unroll 8
-  for (int r = 0; r < branch.ranks; ++r) {
+// A block writes a tile of a (blockIdx.y = 0) or of b, ranks from blockIdx.z * kRanks on of one branch. The last branch
+// also writes the padding.
+__global__ void __launch_bounds__(kThreads) stack_kernel(const __grid_constant__ Branch branch, Rows<__nv_bfloat16> a,
+                                                         Rows<__nv_bfloat16> b, int in, int out, int end) {
+  __shared__ float tile[kRanks][kTileColumns + 1];
+  const bool of_a = blockIdx.y == 0;
+  const int first = blockIdx.x * kTileColumns;
+  const int rank = blockIdx.z * kRanks;
+  if (first >= (of_a ? in : out)) return;
+#pragma unroll
+  for (int step = 0; step < kTileSteps; ++step) {
+    const TilePlace at = of_a ? TilePlace::by_columns(step) : TilePlace::by_ranks(step);
+    const int r = rank + at.rank;
+    const int c = first + at.column;
     float value = 0.0F;
-    if (blockIdx.y == 0) {
-      value = branch.a[r * branch.a_stride + c];
-    } else if (reached) {
-      value = branch.scale * branch.b[row * branch.b_stride + r];
+    if (of_a) {
+      if (r < branch.ranks && c < in) value = branch.a[r * branch.a_stride + c];
+    } else {
+      const int row = c - branch.row_begin;
+      if (r < branch.ranks && row >= 0 && row < branch.row_count)
+        value = branch.scale * branch.b[row * branch.b_stride + r];
     }
-    to[(branch.first + r) * stride] = __float2bfloat16_rn(value);
+    tile[at.rank][at.column] = value;
   }
-  if (static_cast<int>(blockIdx.z) != branches.count - 1) return;
-  for (int r = branch.first + branch.ranks; r < branches.end; ++r) to[r * stride] = __float2bfloat16_rn(0.0F);
+  __syncthreads();
+#pragma unroll
+  for (int step = 0; step < kTileSteps; ++step) {
+    const TilePlace at = TilePlace::by_columns(step);
+    const int r = branch.first + rank + at.rank;
+    const int c = first + at.column;
+    if (r < end && c < (of_a ? in : out)) (of_a ? a : b)(0, r)[c] = __float2bfloat16_rn(tile[at.rank][at.column]);
+  }
 }
 
-// A thread adds one column of da (blockIdx.y = 0) or row of db of one branch (blockIdx.z).
-__global__ void __launch_bounds__(kStackThreads)
-    gradients_kernel(const __grid_constant__ Branches branches, const float* __restrict__ da_pieces, int da_count,
+// A block adds a tile of da if blockIdx.y = 0, else of db.
+__global__ void __launch_bounds__(kThreads)
+    gradients_kernel(const __grid_constant__ Branch branch, const float* __restrict__ da_pieces, int da_count,
                      const float* __restrict__ db_pieces, int db_count, int ranks, int in, int out) {
-  const Branch& branch = branches.list[blockIdx.z];
-  const int c = blockIdx.x * kStackThreads + threadIdx.x;
-  if (branch.da == nullptr || c >= (blockIdx.y == 0 ? in : branch.row_count)) return;
-  const int cols = blockIdx.y == 0 ? in : out;
-  const float* pieces = blockIdx.y == 0 ? da_pieces + c : db_pieces + branch.row_begin + c;
-  const int count = blockIdx.y == 0 ? da_count : db_count;
+  __shared__ float tile[kRanks][kTileColumns + 1];
+  const bool of_a = blockIdx.y == 0;
+  const int first = blockIdx.x * kTileColumns;
+  const int rank = blockIdx.z * kRanks;
+  const int columns = of_a ? in : branch.row_count;
+  if (first >= columns) return;
+  const float* pieces = of_a ? da_pieces : db_pieces + branch.row_begin;
+  const int stride = of_a ? in : out;
+  const int count = of_a ? da_count : db_count;
+  float sums[kTileSteps] = {};
 #pragma unroll 4
-  for (int r = 0; r < branch.ranks; ++r) {
-    float sum = 0.0F;
-    for (int piece = 0; piece < count; ++piece) {
-      sum += pieces[(static_cast<std::int64_t>(piece) * ranks + branch.first + r) * cols];
+  for (int piece = 0; piece < count; ++piece) {
+#pragma unroll
+    for (int step = 0; step < kTileSteps; ++step) {
+      const TilePlace at = TilePlace::by_columns(step);
+      const int r = branch.first + rank + at.rank;
+      if (r >= ranks || first + at.column >= columns) continue;
+      sums[step] += pieces[(static_cast<std::int64_t>(piece) * ranks + r) * stride + first + at.column];
     }
-    if (blockIdx.y == 0) {
-      branch.da[r * branch.da_stride + c] += sum;
-    } else {
-      branch.db[c * branch.db_stride + r] += branch.scale * sum;
-    }
+  }
+#pragma unroll
+  for (int step = 0; step < kTileSteps; ++step) {
+    const TilePlace at = TilePlace::by_columns(step);
+    tile[at.rank][at.column] = of_a ? sums[step] : branch.scale * sums[step];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int step = 0; step < kTileSteps; ++step) {
+    const TilePlace at = of_a ? TilePlace::by_columns(step) : TilePlace::by_ranks(step);
+    const int r = rank + at.rank;
+    const int c = first + at.column;
+    if (r >= branch.ranks || c >= columns) continue;
+    (of_a ? branch.da[r * branch.da_stride + c] : branch.db[c * branch.db_stride + r]) += tile[at.rank][at.column];
   }
 }
 
 // Rows of each share of a sample, a multiple of kOuterRows: enough blocks for every multiprocessor, and few pieces.
 std::int64_t share_of(const ConstView& shape) {
-  constexpr std::int64_t kBlocks = 384;
+  constexpr std::int64_t kBlocks = 640;
   const std::int64_t strips = ceil_div(shape.cols, kOuterColumns) * std::max<std::int64_t>(shape.batch, 1);
   const std::int64_t shares = std::clamp<std::int64_t>(kBlocks / strips, 1, 16);
-  const std::int64_t step = kOuterRows * kWarps;
+  const std::int64_t step = kOuterRows * kOuterWarps;
   return std::max<std::int64_t>(ceil_div(ceil_div(shape.rows, shares), step) * step, step);
 }
 
@@ -296,14 +325,16 @@ bool is_bf16(std::initializer_list<ConstView> views) {
 void stack_adapters(std::span<const LoraBranch> lora, const StackedAdapters& to, cudaStream_t stream) {
   require(is_bf16({to.a, to.b}) && to.a.rows == adapter_columns(lora) && to.b.rows == to.a.rows,
           "stack_adapters: shapes");
-  for_branches(lora, to.a.rows, [&](const Branches& branches) {
-    const dim3 blocks(ceil_div(std::max(to.a.cols, to.b.cols), kStackThreads), 2,
-                      static_cast<unsigned>(branches.count));
-    stack_kernel<<<blocks, kStackThreads, 0, stream>>>(branches, rows_of<__nv_bfloat16>(to.a),
-                                                       rows_of<__nv_bfloat16>(to.b), static_cast<int>(to.a.cols),
-                                                       static_cast<int>(to.b.cols));
+  const std::vector<Branch> branches = branches_of(lora);
+  for (std::size_t i = 0; i < branches.size(); ++i) {
+    const int end = i + 1 < branches.size() ? branches[i + 1].first : static_cast<int>(to.a.rows);
+    const dim3 blocks(ceil_div(std::max(to.a.cols, to.b.cols), kTileColumns), 2,
+                      ceil_div(end - branches[i].first, kRanks));
+    stack_kernel<<<blocks, kThreads, 0, stream>>>(branches[i], rows_of<__nv_bfloat16>(to.a),
+                                                  rows_of<__nv_bfloat16>(to.b), static_cast<int>(to.a.cols),
+                                                  static_cast<int>(to.b.cols), end);
     check_launch("stack_adapters");
-  });
+  }
 }
 
 void project_down(ConstView x, ConstView w, View u, cudaStream_t stream) {
@@ -311,21 +342,22 @@ void project_down(ConstView x, ConstView w, View u, cudaStream_t stream) {
               u.cols % kRanks == 0 && u.row_stride % 2 == 0,
           "project_down: shapes");
   if (u.count() == 0) return;
-  const auto launch = [&]<int kTiles>() {
-    const dim3 blocks(ceil_div(x.rows, kDownRows), ceil_div(u.cols, kTiles * 8), static_cast<unsigned>(x.batch));
+  const auto launch = [&]<int kRowTiles, int kTiles>() {
+    const dim3 blocks(ceil_div(x.rows, kRowTiles * 16), ceil_div(u.cols, kTiles * 8), static_cast<unsigned>(x.batch));
     const auto run = [&](auto kernel) {
-      kernel<<<blocks, kWarps * kWarp, 0, stream>>>(rows_of<__nv_bfloat16>(x), rows_of<__nv_bfloat16>(w),
-                                                    rows_of<__nv_bfloat16>(u), static_cast<int>(x.rows),
-                                                    static_cast<int>(x.cols), static_cast<int>(u.cols));
+      kernel<<<blocks, kDownWarps * kWarp, 0, stream>>>(rows_of<__nv_bfloat16>(x), rows_of<__nv_bfloat16>(w),
+                                                        rows_of<__nv_bfloat16>(u), static_cast<int>(x.rows),
+                                                        static_cast<int>(x.cols), static_cast<int>(u.cols));
     };
-    wide({x, w}) ? run(project_down_kernel<kTiles, true>) : run(project_down_kernel<kTiles, false>);
+    wide({x, w}) ? run(project_down_kernel<kRowTiles, kTiles, true>)
+                 : run(project_down_kernel<kRowTiles, kTiles, false>);
   };
   if (u.cols <= 16) {
-    launch.operator()<2>();
+    launch.operator()<1, 2>();
   } else if (u.cols <= 32) {
-    launch.operator()<4>();
+    launch.operator()<2, 4>();
   } else {
-    launch.operator()<8>();
+    launch.operator()<2, 8>();
   }
   check_launch("project_down");
 }
@@ -337,14 +369,16 @@ void sum_outer(ConstView left, ConstView right, View pieces, cudaStream_t stream
               left.row_stride % 2 == 0 && pieces.contiguous() && pieces.dtype == DType::F32 &&
               pieces.batch == outer_pieces(right) && pieces.rows == left.cols && pieces.cols == right.cols,
           "sum_outer: shapes");
+  require(right.rows * std::max(left.row_stride, right.row_stride) < std::int64_t{1} << 32,
+          "sum_outer: the tensor is too large for one CUDA operation");
   if (right.count() == 0) return;
   const dim3 blocks(ceil_div(right.cols, kOuterColumns), static_cast<unsigned>(pieces.batch),
                     static_cast<unsigned>(left.cols / kRanks));
   const auto run = [&](auto kernel) {
-    kernel<<<blocks, kWarps * kWarp, 0, stream>>>(rows_of<__nv_bfloat16>(left), rows_of<__nv_bfloat16>(right),
-                                                  static_cast<int>(right.rows), static_cast<int>(share_of(right)),
-                                                  static_cast<int>(shares_of(right)), static_cast<int>(left.cols),
-                                                  static_cast<int>(right.cols), reinterpret_cast<float*>(pieces.data));
+    kernel<<<blocks, kOuterWarps * kWarp, 0, stream>>>(
+        rows_of<__nv_bfloat16>(left), rows_of<__nv_bfloat16>(right), static_cast<int>(right.rows),
+        static_cast<int>(share_of(right)), static_cast<int>(shares_of(right)), static_cast<int>(left.cols),
+        static_cast<int>(right.cols), reinterpret_cast<float*>(pieces.data));
   };
   wide({right}) ? run(outer_kernel<true>) : run(outer_kernel<false>);
   check_launch("sum_outer");
@@ -352,15 +386,16 @@ void sum_outer(ConstView left, ConstView right, View pieces, cudaStream_t stream
 
 void add_adapter_gradients(std::span<const LoraBranch> lora, const View& da_pieces, const View& db_pieces,
                            cudaStream_t stream) {
-  for_branches(lora, da_pieces.rows, [&](const Branches& branches) {
-    const dim3 blocks(ceil_div(std::max(da_pieces.cols, db_pieces.cols), kStackThreads), 2,
-                      static_cast<unsigned>(branches.count));
-    gradients_kernel<<<blocks, kStackThreads, 0, stream>>>(
-        branches, reinterpret_cast<const float*>(da_pieces.data), static_cast<int>(da_pieces.batch),
+  for (const Branch& branch : branches_of(lora)) {
+    if (branch.da == nullptr) continue;
+    const dim3 blocks(ceil_div(std::max<std::int64_t>(da_pieces.cols, branch.row_count), kTileColumns), 2,
+                      ceil_div(branch.ranks, kRanks));
+    gradients_kernel<<<blocks, kThreads, 0, stream>>>(
+        branch, reinterpret_cast<const float*>(da_pieces.data), static_cast<int>(da_pieces.batch),
         reinterpret_cast<const float*>(db_pieces.data), static_cast<int>(db_pieces.batch),
         static_cast<int>(da_pieces.rows), static_cast<int>(da_pieces.cols), static_cast<int>(db_pieces.cols));
     check_launch("add_adapter_gradients");
-  });
+  }
 }
 
 }  // namespace squareq::cuda

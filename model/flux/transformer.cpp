@@ -265,15 +265,14 @@ std::vector<Stage> stages(State& s, const LoraSet& lora) {
   bool below = s.wanted.input_gradients || trains_any(lora, "img_in") || trains_any(lora, "txt_in");
   list.push_back(make_stage(s, "embed", make_embed(s, lora), gradients && (below || s.vec_gradient)));
 
-  for (std::int64_t i = 0; i < s.blocks(); ++i) {
-    ModulationStage modulation = make_modulation(s, lora, i);
-    bool needed = s.vec_gradient;
-    for (const Linear& linear : modulation.linears) needed |= linear.trained();
-    list.push_back(make_stage(s, "modulation." + block_id(s.shape, i), std::move(modulation), gradients && needed));
-  }
-
+  // Modulation could be computed for all blocks at once. Next to its block, the time to bring its weights is hidden
+  // behind that of the blocks before.
   const auto add_block = [&](auto block, std::int64_t i) {
     const std::string id = block_id(s.shape, i);
+    ModulationStage modulation = make_modulation(s, lora, i);
+    bool modulation_needed = s.vec_gradient;
+    for (const Linear& linear : modulation.linears) modulation_needed |= linear.trained();
+    list.push_back(make_stage(s, "modulation." + id, std::move(modulation), gradients && modulation_needed));
     block.modulation_gradient &= gradients;
     block.input_gradient = below;
     const bool needed = below || block.modulation_gradient || trains_any(lora, id + ".");

@@ -1,5 +1,5 @@
-// The FLUX.1 transformer as a list of stages: embedders, modulation of all blocks, double blocks, single blocks, final
-// layer. Stage ids are the block ids of the slab.
+// The FLUX.1 transformer as a list of stages: embedders, double blocks and single blocks with the modulation of each
+// before it, final layer. Stage ids are the block ids of the slab.
 #pragma once
 
 #include <vector>

@@ -1,3 +1,5 @@
+#include <array>
+
 #include "kernels/base/error.h"
 #include "kernels/ops.h"
 #include "tests/cuda/harness.h"
@@ -36,7 +38,8 @@ struct Problem {
         dq(make(6)),
         dk(make(7)),
         dv(make(8)),
-        bias(shape.heads, shape.length, shape.length, 9, DType::F32, shape.pad),
+        bias(shape.bias ? shape.heads : 1, shape.bias ? shape.length : 1, shape.bias ? shape.length : 1, 9, DType::F32,
+             shape.pad),
         log_sum_exp(shape.batch, shape.heads, shape.length, 10, DType::F32, shape.pad) {}
 
   Twin make(std::uint32_t stream) const {
@@ -77,15 +80,15 @@ struct Problem {
 
   double bound() const { return shape.dtype == DType::F32 ? kInputRoundings : kRoundings; }
 
-  void check_forward() {
+  void check_forward(Device& device) {
     cpu_ops().attention(forward(&Twin::cpu));
-    on_gpu([&](Ops& ops) { ops.attention(forward(&Twin::cuda)); });
+    on_device(device, [&](Ops& ops) { ops.attention(forward(&Twin::cuda)); });
     CHECK(o.error() <= bound());
     CHECK(log_sum_exp.error() <= (shape.dtype == DType::F32 ? kBf16 : kFloat));
   }
-  void check_backward() {
+  void check_backward(Device& device) {
     cpu_ops().attention_backward(backward(&Twin::cpu));
-    on_gpu([&](Ops& ops) { ops.attention_backward(backward(&Twin::cuda)); });
+    on_device(device, [&](Ops& ops) { ops.attention_backward(backward(&Twin::cuda)); });
     CHECK(dv.error() <= bound());
     if (shape.length == 1) return;  // the others are zero but for what rounding left
     CHECK(dq.error() <= bound());
@@ -102,12 +105,36 @@ std::string name(const Case& c) {
          (c.valid_keys.empty() ? "" : ", mask") + ", type " + std::string(name_of(c.dtype));
 }
 
-void check(const Case& c) {
-  INFO(name(c));
-  Problem p(c);
-  p.check_forward();
-  if (!c.bias && c.features <= 128) p.check_backward();
+Device* open(const DeviceOptions& options, std::unique_ptr<Device>& device) {
+  if (!gpu()) return nullptr;
+  try {
+    if (!device) device = make_cuda_device(options);
+  } catch (const ConfigError& e) {
+    WARN("SKIPPED: " << e.what());
+  }
+  return device.get();
 }
+
+// Our own kernels; null, after saying so, where there is no GPU.
+Device* portable() {
+  static std::unique_ptr<Device> device;
+  return open({.attention = DeviceOptions::Kernels::kPortable}, device);
+}
+
+// cuDNN's; null, after saying so, where there is no GPU or no cuDNN.
+Device* cudnn(bool deterministic) {
+  static std::array<std::unique_ptr<Device>, 2> devices;
+  return open({.attention = DeviceOptions::Kernels::kCudnn, .deterministic = deterministic},
+              devices[deterministic ? 1 : 0]);
+}
+
+void check(Device& device, const Case& c) {
+  INFO(name(c) << " with " << device.choices());
+  Problem p(c);
+  p.check_forward(device);
+  if (!c.bias && c.features <= 128) p.check_backward(device);
+}
+void check(const Case& c) { check(*portable(), c); }
 
 std::vector<std::byte> bytes(const View& v) {
   std::vector<std::byte> values(v.bytes());
@@ -118,7 +145,7 @@ std::vector<std::byte> bytes(const View& v) {
 }  // namespace
 
 TEST_CASE("attention and its backward agree with the CPU for every head size and length") {
-  if (!gpu()) return;
+  if (!portable()) return;
   for (const std::int64_t features : {6, 16, 32, 48, 64, 80, 128}) {
     for (const std::int64_t length : {1, 7, 77, 200, 513}) check({.length = length, .features = features});
   }
@@ -127,12 +154,12 @@ TEST_CASE("attention and its backward agree with the CPU for every head size and
 }
 
 TEST_CASE("attention over the whole of FLUX's smallest images agrees with the CPU") {
-  if (!gpu()) return;
+  if (!portable()) return;
   check({.batch = 1, .length = 1536, .heads = 2, .features = 128});
 }
 
 TEST_CASE("causal attention and its backward agree with the CPU") {
-  if (!gpu()) return;
+  if (!portable()) return;
   for (const std::int64_t features : {6, 32, 64, 128}) {
     for (const std::int64_t length : {7, 77, 200, 513}) {
       check({.length = length, .features = features, .causal = true});
@@ -142,7 +169,7 @@ TEST_CASE("causal attention and its backward agree with the CPU") {
 }
 
 TEST_CASE("attention with keys that nobody sees and its backward agree with the CPU") {
-  if (!gpu()) return;
+  if (!portable()) return;
   for (const std::int64_t features : {32, 64, 128}) {
     check({.length = 200, .features = features, .valid_keys = {3, 0}, .masked_end = 5});
     check({.length = 513, .features = features, .valid_keys = {60, 0}, .masked_end = 256});
@@ -155,7 +182,7 @@ TEST_CASE("attention with keys that nobody sees and its backward agree with the 
 }
 
 TEST_CASE("attention adds a bias to the scores as the CPU does") {
-  if (!gpu()) return;
+  if (!portable()) return;
   for (const std::int64_t features : {6, 64, 128}) {
     for (const std::int64_t length : {7, 77, 300}) {
       check({.length = length, .features = features, .bias = true});
@@ -165,7 +192,7 @@ TEST_CASE("attention adds a bias to the scores as the CPU does") {
 }
 
 TEST_CASE("attention takes slices and float32 views") {
-  if (!gpu()) return;
+  if (!portable()) return;
   for (const std::int64_t pad : {16, 3}) {
     for (const std::int64_t features : {6, 64, 128}) {
       check({.length = 130, .features = features, .pad = pad});
@@ -175,42 +202,110 @@ TEST_CASE("attention takes slices and float32 views") {
 }
 
 TEST_CASE("attention takes more samples than one launch") {
-  if (!gpu()) return;
+  if (!portable()) return;
   std::vector<std::int64_t> valid_keys(67, 5);
   valid_keys[65] = 9;
   check({.batch = 67, .length = 20, .heads = 1, .features = 32, .valid_keys = valid_keys, .masked_end = 12});
 }
 
+TEST_CASE("attention by cuDNN and its backward agree with the CPU") {
+  for (const bool deterministic : {true, false}) {
+    Device* device = cudnn(deterministic);
+    if (!device) return;
+    for (const std::int64_t length : {1, 7, 77, 513}) check(*device, {.length = length, .features = 128});
+    for (const std::int64_t features : {16, 64, 80}) check(*device, {.length = 200, .features = features});
+    check(*device, {.batch = 1, .length = 1536, .heads = 2, .features = 128});
+    check(*device, {.batch = 3, .length = 130, .features = 128, .pad = 16});
+  }
+}
+
+TEST_CASE("what cuDNN does not compute falls to our own kernels") {
+  Device* device = cudnn(true);
+  if (!device) return;
+  check(*device, {.length = 200, .features = 128, .valid_keys = {3, 0}, .masked_end = 5});
+  check(*device, {.length = 77, .features = 64, .causal = true});
+  check(*device, {.length = 77, .features = 64, .bias = true});
+  check(*device, {.length = 130, .features = 128, .pad = 3});
+  check(*device, {.length = 130, .features = 64, .dtype = DType::F32});
+  check(*device, {.length = 33, .features = 6});
+  check(*device, {.batch = 1, .length = 33, .features = 512});
+}
+
+TEST_CASE("cuDNN is what the option says: its results are not those of our own kernels") {
+  Device* device = cudnn(true);
+  if (!device) return;
+  const Problem p({.length = 513, .features = 128});
+  std::vector<std::vector<std::byte>> results;
+  for (Device* each : {portable(), device}) {
+    on_device(*each, [&](Ops& ops) {
+      ops.attention(p.forward(&Twin::cuda));
+      ops.attention_backward(p.backward(&Twin::cuda));
+    });
+    for (const Twin* twin : {&p.o, &p.dq}) results.push_back(bytes(twin->cuda));
+  }
+  CHECK(results[0] != results[2]);
+  CHECK(results[1] != results[3]);
+}
+
+TEST_CASE("the backward of a large batch by cuDNN is that of its samples, in bounded memory") {
+  Device* device = cudnn(true);
+  if (!device) return;
+  const Problem p({.batch = 2, .length = 16384, .heads = 2, .features = 16});
+  const AttentionBackward whole = p.backward(&Twin::cuda);
+  CHECK(device->ops().scratch_need([&] { device->ops().attention_backward(whole); }) < std::size_t{3} << 29U);
+  on_device(*device, [&](Ops& ops) {
+    ops.attention(p.forward(&Twin::cuda));
+    ops.attention_backward(whole);
+  });
+  const auto first = bytes(p.dq.cuda);
+  AttentionBackward second = whole;
+  for (ConstView* v : {&second.d_o, &second.q, &second.k, &second.v, &second.o, &second.log_sum_exp}) {
+    *v = v->batch_slice(1, 1);
+  }
+  for (View* v : {&second.dq, &second.dk, &second.dv}) *v = v->batch_slice(1, 1);
+  on_device(*device, [&](Ops& ops) {
+    ops.fill(second.dq, 0.0F);
+    ops.attention_backward(second);
+  });
+  CHECK(bytes(p.dq.cuda) == first);
+}
+
 TEST_CASE("large scores neither overflow on the GPU nor lose the row sum") {
-  if (!gpu()) return;
-  Problem p({.length = 200, .features = 128});
-  for (int i = 0; i < 5; ++i) {
-    Attention loud = p.forward(&Twin::cpu);
-    loud.scale = static_cast<float>(1 << i);
-    cpu_ops().attention(loud);
-    Attention on_device = p.forward(&Twin::cuda);
-    on_device.scale = loud.scale;
-    on_gpu([&](Ops& ops) { ops.attention(on_device); });
-    CHECK(p.o.error() <= kRoundings);
-    CHECK(p.log_sum_exp.error() <= kFloat);
+  if (!portable()) return;
+  for (Device* device : {portable(), cudnn(true)}) {
+    if (!device) continue;
+    Problem p({.length = 200, .features = 128});
+    for (int i = 0; i < 5; ++i) {
+      Attention loud = p.forward(&Twin::cpu);
+      loud.scale = static_cast<float>(1 << i);
+      cpu_ops().attention(loud);
+      Attention on_gpu = p.forward(&Twin::cuda);
+      on_gpu.scale = loud.scale;
+      on_device(*device, [&](Ops& ops) { ops.attention(on_gpu); });
+      CHECK(p.o.error() <= kRoundings);
+      CHECK(p.log_sum_exp.error() <= kFloat);
+    }
   }
 }
 
 TEST_CASE("the backward of attention on the GPU gives the same bits every time") {
-  if (!gpu()) return;
-  const Problem p({.batch = 2, .length = 513, .heads = 3, .features = 128});
-  on_gpu([&](Ops& ops) { ops.attention(p.forward(&Twin::cuda)); });
-  std::vector<std::vector<std::byte>> first;
-  for (int run = 0; run < 3; ++run) {
-    on_gpu([&](Ops& ops) { ops.attention_backward(p.backward(&Twin::cuda)); });
-    std::vector<std::vector<std::byte>> now{bytes(p.dq.cuda), bytes(p.dk.cuda), bytes(p.dv.cuda)};
-    if (run == 0) first = now;
-    CHECK(now == first);
+  if (!portable()) return;
+  for (Device* device : {portable(), cudnn(true)}) {
+    if (!device) continue;
+    const Problem p({.batch = 2, .length = 1000, .heads = 3, .features = 128});
+    on_device(*device, [&](Ops& ops) { ops.attention(p.forward(&Twin::cuda)); });
+    std::vector<std::vector<std::byte>> first;
+    for (int run = 0; run < 5; ++run) {
+      on_device(*device, [&](Ops& ops) { ops.attention_backward(p.backward(&Twin::cuda)); });
+      std::vector<std::vector<std::byte>> now{bytes(p.dq.cuda), bytes(p.dk.cuda), bytes(p.dv.cuda)};
+      if (run == 0) first = now;
+      CHECK(now == first);
+    }
   }
 }
 
 TEST_CASE("attention on the GPU refuses shapes and masks that do not fit") {
-  if (!gpu()) return;
+  if (!portable()) return;
   const Problem p({.features = 16});
   Attention bad = p.forward(&Twin::cuda);
   bad.heads = 5;

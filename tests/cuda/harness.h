@@ -94,16 +94,21 @@ class Twin {
   View all_;
 };
 
-// Runs `calls` with the operations of a device on the GPU, with as much scratch memory as they say they need.
+// Runs `calls` with a device's operations, with as much scratch memory as they say they need.
 template <class Calls>
-void on_gpu(Calls calls, Device& device = *gpu()) {
+void on_device(Device& device, Calls calls) {
   Ops& ops = device.ops();
   const std::size_t need = ops.scratch_need([&] { calls(ops); });
-  const Buffer memory = gpu()->allocate(need);
+  const Buffer memory = device.allocate(need);
   ops.use_scratch(View(memory.get(), DType::U8, 1, 1, static_cast<std::int64_t>(need)));
   calls(ops);
   ops.use_scratch({});
   device.synchronize();  // the scratch memory has to outlive the work
+}
+
+template <class Calls>
+void on_gpu(Calls calls) {
+  on_device(*gpu(), calls);
 }
 
 inline Ops& cpu_ops() {

@@ -24,6 +24,10 @@ struct Case {
   bool gelu = false, gate = false;
   Accumulate accumulate = Accumulate::kNo;
   std::int64_t pad = 0;
+  std::int64_t rank = 8;  // of the first adapter
+
+  std::int64_t ranks() const { return adapters ? rank + 6 : 0; }
+  std::int64_t u_cols() const { return (ranks() + 15) / 16 * 16; }
 };
 
 struct Layer {
@@ -57,12 +61,13 @@ struct Layer {
 };
 
 struct Adapter {
-  Adapter(std::int64_t rank, std::int64_t in, std::int64_t begin_in, std::int64_t rows, float scale_in, bool trained_in,
-          std::uint32_t stream)
+  Adapter(std::int64_t batch, std::int64_t rank, std::int64_t in, std::int64_t begin_in, std::int64_t rows,
+          float scale_in, bool trained_in, std::uint32_t stream)
       : a(1, rank, in, stream, DType::F32),
         b(1, rows, rank, stream + 1, DType::F32),
         da(1, rank, in, stream + 2, DType::F32),
         db(1, rows, rank, stream + 3, DType::F32),
+        keep(batch, 1, rank, stream + 4, DType::F32),
         begin(begin_in),
         scale(scale_in),
         trained(trained_in) {}
@@ -72,11 +77,12 @@ struct Adapter {
             .b = b.*at,
             .da = trained ? da.*at : View{},
             .db = trained ? db.*at : View{},
+            .keep = scale < 0.0F ? keep.*at : View{},
             .row_begin = begin,
             .scale = scale};
   }
 
-  Twin a, b, da, db;
+  Twin a, b, da, db, keep;
   std::int64_t begin;
   float scale;
   bool trained;
@@ -86,9 +92,9 @@ void run(const Case& c) {
   const Layer layer(c);
   std::vector<Adapter> adapters;
   if (c.adapters) {
-    adapters.emplace_back(8, c.in, 0, c.out, 0.5F, true, 10U);
-    adapters.emplace_back(5, c.in, c.out / 3, c.out / 2, -0.25F, true, 20U);
-    adapters.emplace_back(1, c.in, c.out - 2, 2, 1.0F, false, 30U);
+    adapters.emplace_back(c.batch, c.rank, c.in, 0, c.out, 0.5F, true, 10U);
+    adapters.emplace_back(c.batch, 5, c.in, c.out / 3, c.out / 2, -0.25F, true, 20U);
+    adapters.emplace_back(c.batch, 1, c.in, c.out - 2, 2, 1.0F, false, 30U);
   }
   std::vector<LoraBranch> cpu_lora, cuda_lora;
   for (const Adapter& adapter : adapters) {
@@ -97,10 +103,10 @@ void run(const Case& c) {
   }
   const bool few = c.batch * c.rows <= 16 && c.x == DType::F32 && c.y == DType::F32;
   const DType u_type = few ? DType::F32 : DType::BF16;
-  Twin x(c.batch, c.rows, c.in, 40, c.x, c.pad), u(c.batch, c.rows, c.adapters ? 16 : 0, 41, u_type);
-  constexpr std::int64_t kRanks = 14;  // the padding after them is zeros on the GPU and not written on the CPU
-  for (std::int64_t r = 0; r < u.cpu.batch * u.cpu.rows && c.adapters; ++r)
-    std::fill_n(u.cpu.f32(0, r) + kRanks, 2, 0.0F);
+  Twin x(c.batch, c.rows, c.in, 40, c.x, c.pad), u(c.batch, c.rows, c.u_cols(), 41, u_type);
+  // The padding after the ranks: zeros on the GPU if there are many rows, else not written.
+  const std::int64_t padding = few ? 0 : c.u_cols() - c.ranks();
+  for (std::int64_t r = 0; r < c.batch * c.rows; ++r) std::fill_n(u.cpu.f32(0, r) + c.ranks(), padding, 0.0F);
   Twin y(c.batch, c.rows, c.out, 42, c.y, c.pad), act(c.batch, c.rows, c.out / 2, 43, DType::BF16, c.pad);
   Twin gate(c.batch, 1, c.out, 44, DType::F32), residual(c.batch, c.rows, c.out, 45, c.y, c.pad);
   Twin sum(c.batch, c.rows, c.out, 46, c.y, c.pad);
@@ -150,6 +156,11 @@ TEST_CASE("linear: CUDA and CPU agree") {
   if (gpu() == nullptr) return;
   SECTION("INT8, adapters") { run({}); }
   SECTION("INT8, one sample") { run({.batch = 1, .rows = 512, .in = 256, .out = 384}); }
+  SECTION("higher ranks") {
+    run({.rank = 20});
+    run({.rows = 150, .rank = 40});
+    run({.batch = 1, .rows = 300, .in = 208, .out = 1100, .rank = 100});
+  }
   SECTION("INT8, slices") { run({.pad = 8}); }
   SECTION("odd sizes and slices") { run({.rows = 21, .in = 13, .out = 19, .pad = 3}); }
   SECTION("GELU") { run({.gelu = true}); }

@@ -188,7 +188,7 @@ void run(const Case& c) {
                          .sum = c.gate ? sum.*at : View{}};
   };
   layer.forward(forward(layer.weight, {}, &Twin::cpu));
-  on_gpu([&](Ops& ops) { ops.linear(forward(layer.weight, layer.lora, &Twin::cuda)); }, w8a8());
+  on_device(w8a8(), [&](Ops& ops) { ops.linear(forward(layer.weight, layer.lora, &Twin::cuda)); });
   CHECK(y.error() <= kLimit);
   if (ranks > 0 && c.u_wanted) CHECK(u.error() <= kLimit);
   if (c.gelu) CHECK(act.error() <= 2 * kLimit);
@@ -206,7 +206,7 @@ void run(const Case& c) {
                           .accumulate = c.accumulate};
   };
   layer.backward(backward(&Twin::cpu));
-  on_gpu([&](Ops& ops) { ops.linear_backward(backward(&Twin::cuda)); }, w8a8());
+  on_device(w8a8(), [&](Ops& ops) { ops.linear_backward(backward(&Twin::cuda)); });
   CHECK(dx.error() <= kLimit);
   for (std::size_t i = 0; i < layer.lora.size(); ++i) {
     CHECK(layer.da[i]->error() <= kLimit);
@@ -246,7 +246,7 @@ TEST_CASE("linear in INT8 rounds its input and nothing more") {
   const Layer layer(c);
   const Twin x(c.batch, c.rows, c.in, 40);
   Twin y(c.batch, c.rows, c.out, 42), exact(c.batch, c.rows, c.out, 42);
-  on_gpu([&](Ops& ops) { ops.linear({.x = x.cuda, .weight = layer.weight, .y = y.cuda}); }, w8a8());
+  on_device(w8a8(), [&](Ops& ops) { ops.linear({.x = x.cuda, .weight = layer.weight, .y = y.cuda}); });
   on_gpu([&](Ops& ops) { ops.linear({.x = x.cuda, .weight = layer.weight, .y = exact.cuda}); });
   std::vector<float> expected(static_cast<std::size_t>(c.rows * c.out));
   std::vector<std::byte> bytes(exact.cuda.bytes());

@@ -1,6 +1,7 @@
 #include "engine/cache.h"
 
 #include <cmath>
+#include <functional>
 
 #include "engine/identity.h"
 #include "kernels/base/error.h"
@@ -26,7 +27,18 @@ Record some_record() {
   return record;
 }
 
-CacheKey some_key() { return latent_key("picture", "vae", 128, 64, "mean"); }
+LatentInputs some_inputs() {
+  return {.image = "picture", .vae = "vae", .width = 128, .height = 64, .mode = "mean", .mask = "mask"};
+}
+
+CacheKey some_key() { return latent_key(some_inputs()); }
+
+// The key where one input differs.
+CacheKey other_key(const std::function<void(LatentInputs&)>& change) {
+  LatentInputs inputs = some_inputs();
+  change(inputs);
+  return latent_key(inputs);
+}
 
 bool equal(const Record& a, const Record& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& x, const auto& y) {
@@ -45,7 +57,9 @@ TEST_CASE("cache: what is stored is found again") {
   const TempDir folder;
   const Cache cache(folder.file("deep/er"));
   CHECK_FALSE(cache.load(some_key()));
+  CHECK_FALSE(cache.contains(some_key()));
   cache.store(some_key(), some_record());
+  CHECK(cache.contains(some_key()));
   const auto found = Cache(folder.file("deep/er")).load(some_key());
   REQUIRE(found);
   CHECK(equal(*found, some_record()));
@@ -62,12 +76,22 @@ TEST_CASE("cache: what is stored is found again") {
 
 TEST_CASE("cache: everything a record depends on is in its key") {
   const std::vector<CacheKey> keys = {
-      latent_key("picture", "vae", 128, 64, "mean"),    latent_key("picture2", "vae", 128, 64, "mean"),
-      latent_key("picture", "vae2", 128, 64, "mean"),   latent_key("picture", "vae", 64, 128, "mean"),
-      latent_key("picture", "vae", 128, 64, "sample"),  text_key("a cat", "t5", "clip", "tok", 512, 77),
-      text_key("a cat ", "t5", "clip", "tok", 512, 77), text_key("a cat", "t5b", "clip", "tok", 512, 77),
-      text_key("a cat", "t5", "clipb", "tok", 512, 77), text_key("a cat", "t5", "clip", "tokb", 512, 77),
-      text_key("a cat", "t5", "clip", "tok", 256, 77),  text_key("a cat", "t5", "clip", "tok", 512, 76),
+      some_key(),
+      other_key([](LatentInputs& in) { in.image = "picture2"; }),
+      other_key([](LatentInputs& in) { in.vae = "vae2"; }),
+      other_key([](LatentInputs& in) { std::swap(in.width, in.height); }),
+      other_key([](LatentInputs& in) { in.mode = "sample"; }),
+      other_key([](LatentInputs& in) { in.mirrored = true; }),
+      other_key([](LatentInputs& in) { in.alpha = true; }),
+      other_key([](LatentInputs& in) { in.mask.clear(); }),
+      other_key([](LatentInputs& in) { in.mask_floor = 0.5; }),
+      text_key("a cat", "t5", "clip", "tok", 512, 77),
+      text_key("a cat ", "t5", "clip", "tok", 512, 77),
+      text_key("a cat", "t5b", "clip", "tok", 512, 77),
+      text_key("a cat", "t5", "clipb", "tok", 512, 77),
+      text_key("a cat", "t5", "clip", "tokb", 512, 77),
+      text_key("a cat", "t5", "clip", "tok", 256, 77),
+      text_key("a cat", "t5", "clip", "tok", 512, 76),
   };
   for (std::size_t i = 0; i < keys.size(); ++i) {
     for (std::size_t j = 0; j < i; ++j) {
@@ -75,7 +99,7 @@ TEST_CASE("cache: everything a record depends on is in its key") {
       CHECK(keys[i].file_name() != keys[j].file_name());
     }
   }
-  CHECK(keys[0].file_name() == latent_key("picture", "vae", 128, 64, "mean").file_name());
+  CHECK(keys[0].file_name() == some_key().file_name());
   CHECK(CacheKey("a").add("x", "1\ny(1)=2").text() != CacheKey("a").add("x", "1").add("y", "2").text());
 }
 
@@ -122,7 +146,7 @@ TEST_CASE("cache: a record of another key is not served") {
   const TempDir folder;
   const Cache cache(folder.path().string());
   cache.store(some_key(), some_record());
-  const CacheKey other = latent_key("picture", "vae", 128, 64, "sample");
+  const CacheKey other = other_key([](LatentInputs& in) { in.mode = "sample"; });
   fs::copy_file(folder.file(some_key().file_name()), folder.file(other.file_name()));
   CHECK_FALSE(cache.load(other));
 }

@@ -1,8 +1,12 @@
 #include "engine/flux_engine.h"
 
+#include <filesystem>
+#include <set>
+
 #include "engine/flow_batch.h"
 #include "engine/lora_targets.h"
 #include "io/slab_build.h"
+#include "kernels/base/error.h"
 #include "tests/catch.h"
 #include "tests/engine/tiny_model.h"
 #include "tests/support.h"
@@ -47,9 +51,9 @@ std::vector<float> pass(FluxEngine& engine) {
     for (std::vector<float>* values : {&example.latent, &example.text, &example.pooled, &noise}) {
       fill_random(*values, stream++);
     }
-    batch.set(slot, example, noise, 0.4, 1.0);
+    batch.set(slot, {.example = example, .noise = noise, .sigma = 0.4});
   }
-  std::vector<float> result = batch.forward_backward(0.5F);
+  std::vector<float> result = batch.forward_backward(0.5);
   const View gradients = engine.lora().gradients();
   result.insert(result.end(), gradients.f32(), gradients.f32() + gradients.count());
   return result;
@@ -98,4 +102,78 @@ TEST_CASE("gradients accumulate over batches of different shapes") {
   for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = first[i] + second[i];
   CHECK(relative_l2(both, sum) <= 1e-6);
   CHECK(relative_l2(both, second) >= 0.1);
+}
+
+namespace {
+
+// Ids of every `every`-th stage, from the first on; all large ones if every is 1.
+std::set<std::string> some_stages(const Slab& slab, std::size_t every) {
+  std::set<std::string> ids;
+  for (std::size_t i = 0; i < slab.blocks().size(); i += every) ids.insert(slab.blocks()[i].id);
+  return ids;
+}
+
+// Losses and gradients of three batches, as they accumulate.
+std::vector<float> passes(const Setup& setup, const Residency& residency) {
+  FluxRun run = setup.run({make_sequence(5, {.rows = 2, .cols = 3}), make_sequence(3, {.rows = 1, .cols = 4})});
+  run.residency = residency;
+  FluxEngine engine(*setup.device, *setup.slab, run);
+  engine.initialise_lora(LoraInit::kKaiming, 1);
+  engine.zero_gradients();
+  std::vector<float> result;
+  for (const std::size_t sequence : {0U, 1U, 0U}) {
+    engine.select(sequence);
+    const std::vector<float> values = pass(engine);
+    result.insert(result.end(), values.begin(), values.end());
+  }
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("weights that stream, partly or all, give the numbers of resident ones on every host path") {
+  const Setup setup;
+  const std::vector<float> resident = passes(setup, {});
+  for (const HostPath path : {HostPath::kAuto, HostPath::kRegistered, HostPath::kRing, HostPath::kDirect}) {
+    for (const std::size_t every : {1U, 2U, 3U}) {
+      const Residency residency{
+          .streamed = some_stages(*setup.slab, every), .slots = 2 + every, .path = path, .readers = 2};
+      INFO("path " << static_cast<int>(path) << ", every " << every);
+      try {
+        CHECK(passes(setup, residency) == resident);
+      } catch (const ConfigError& error) {  // not every file system has direct reads
+        CHECK(path == HostPath::kDirect);
+        CHECK(contains(error.what(), "direct reads"));
+      }
+    }
+  }
+}
+
+TEST_CASE("a slab that is damaged, cut or changed stops a streamed run with a message") {
+  const Setup setup;
+  const std::string path = setup.folder.file("tiny.slab");
+  FluxRun run = setup.run({make_sequence(5, {.rows = 2, .cols = 3})});
+  run.residency = {.streamed = some_stages(*setup.slab, 1), .slots = 3, .path = HostPath::kRing, .readers = 2};
+  const auto engine = [&] { return std::make_unique<FluxEngine>(*setup.device, *setup.slab, run); };
+  const std::string whole = read_file(path);
+
+  SECTION("damaged") {
+    std::string damaged = whole;
+    damaged[setup.slab->block("single_blocks.1").offset + 100] ^= 1;
+    write_file(path, damaged);
+    const auto late = engine();
+    CHECK(contains(message_of<FormatError>([&] { pass(*late); }), "block 'single_blocks.1'"));
+  }
+  SECTION("changed") {
+    const auto early = engine();
+    pass(*early);
+    std::filesystem::last_write_time(path, std::filesystem::last_write_time(path) + std::chrono::seconds(1));
+    CHECK(contains(message_of<FileError>([&] { pass(*early); }), "that it was written to"));
+  }
+  SECTION("cut") {
+    const auto early = engine();
+    pass(*early);
+    std::filesystem::resize_file(path, whole.size() / 2);
+    CHECK(contains(message_of<FileError>([&] { pass(*early); }), "as when it was opened"));
+  }
 }

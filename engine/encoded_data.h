@@ -1,0 +1,50 @@
+// The dataset as latents and text states, kept in the cache and read from there one sample at a time.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/cache.h"
+#include "engine/cached_texts.h"
+#include "engine/dataset.h"
+#include "engine/encoders.h"
+#include "engine/model_parts.h"
+#include "engine/training_set.h"
+#include "kernels/device.h"
+
+namespace squareq {
+
+class EncodedData {
+ public:
+  EncodedData(const TrainConfig& config, const ModelParts& parts, Dataset dataset, std::int64_t text_tokens);
+
+  // Encodes what the cache lacks, with progress on the console. Pictures are decoded by all threads ahead of need; what
+  // is done is kept if the program ends on the way. Encoders are opened only where something is missing.
+  void encode(Device& device);
+
+  // The samples, without `load`.
+  TrainingSet training_set() const;
+
+  // From the cache; for any thread. Throws FileError where a record is gone or damaged.
+  EncodedExample load(const Draw& draw) const;
+
+ private:
+  void encode_texts(Device& device);
+  void encode_pictures(Device& device);
+  std::vector<float> latent_of(Autoencoder& vae, const Image& image, const std::string& hash, bool mirrored) const;
+  CacheKey latent_key_of(const Sample& sample) const;
+  const FolderConfig& folder_of(const Picture& picture) const { return config_.data.folders[picture.folder]; }
+  double weight_of(const FolderConfig& folder) const;
+
+  TrainConfig config_;
+  ModelParts parts_;
+  Dataset dataset_;
+  std::int64_t text_tokens_;
+  std::vector<std::vector<std::string>> texts_;  // of each picture
+  CachedTexts text_states_;
+  Cache cache_;
+  std::string vae_identity_;
+};
+
+}  // namespace squareq

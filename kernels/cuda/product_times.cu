@@ -1,0 +1,191 @@
+#include "kernels/product_times.h"
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/fused_gemm.h"
+#include "kernels/cuda/gemm_descriptions.h"
+#include "kernels/cuda/pack.cuh"
+
+namespace squareq {
+namespace cuda {
+namespace {
+
+constexpr std::size_t kWorkspace = std::size_t{64} << 20;
+
+class Memory {
+ public:
+  explicit Memory(std::size_t bytes) { check(cudaMalloc(&data_, bytes), "cudaMalloc"); }
+  ~Memory() { cudaFree(data_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  std::byte* data() const { return static_cast<std::byte*>(data_); }
+
+ private:
+  void* data_ = nullptr;
+};
+
+class Event {
+ public:
+  Event() { check(cudaEventCreate(&event_), "cudaEventCreate"); }
+  ~Event() { cudaEventDestroy(event_); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  void record() const { check(cudaEventRecord(event_), "cudaEventRecord"); }
+  // Seconds from then to this event, which has come.
+  double since(const Event& begin) const {
+    check(cudaEventSynchronize(event_), "cudaEventSynchronize");
+    float milliseconds = 0.0F;
+    check(cudaEventElapsedTime(&milliseconds, begin.event_, event_), "cudaEventElapsedTime");
+    return static_cast<double>(milliseconds) * 1e-3;
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+// Sums of four random bytes: about normal, with a standard deviation of 30 as INT8 and of 1 as BF16. How much power a
+// product draws, and so how fast it runs, depends on its data.
+template <class T>
+__global__ void fill_randomly(T* out, std::int64_t count, std::uint32_t seed) {
+  const std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= count) return;
+  std::uint32_t x = static_cast<std::uint32_t>(i) * 0x9E3779B9U + seed;
+  for (int round = 0; round < 2; ++round) {
+    x = (x ^ (x >> 16)) * 0x7FEB352DU;
+    x = (x ^ (x >> 15)) * 0x846CA68BU;
+  }
+  const int sum = static_cast<int>((x & 255U) + (x >> 8 & 255U) + (x >> 16 & 255U) + (x >> 24)) - 510;
+  if constexpr (sizeof(T) == 1) {
+    out[i] = static_cast<T>(sum / 5);
+  } else {
+    out[i] = __float2bfloat16_rn(static_cast<float>(sum) / 148.0F);
+  }
+}
+
+void fill(const Memory& memory, DType dtype, std::int64_t count, std::uint32_t seed) {
+  const unsigned blocks = ceil_div(count, kThreads);
+  if (dtype == DType::I8) {
+    fill_randomly<<<blocks, kThreads>>>(reinterpret_cast<std::int8_t*>(memory.data()), count, seed);
+  } else {
+    fill_randomly<<<blocks, kThreads>>>(reinterpret_cast<__nv_bfloat16*>(memory.data()), count, seed);
+  }
+  check_launch("fill_randomly");
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+// Runs are short: several in a row fill the time between two events.
+double seconds_of(const std::function<void()>& work) {
+  constexpr int kInARow = 3;
+  const Event begin, end;
+  begin.record();
+  for (int i = 0; i < kInARow; ++i) work();
+  end.record();
+  return end.since(begin) / kInARow;
+}
+
+// cuBLASLt's product of the same operands.
+class LibraryProduct {
+ public:
+  LibraryProduct(const ProductShape& s, const Memory& a, const Memory& b, const Memory& y)
+      : int8_(s.int8), a_(a), b_(b), y_(y), workspace_(kWorkspace) {
+    check(cublasLtCreate(&handle_), "cublasLtCreate");
+    operation_ = make_operation(int8_ ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F, int8_ ? CUDA_R_32I : CUDA_R_32F);
+    set(operation_, CUBLASLT_MATMUL_DESC_TRANSA, s.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N);
+    const cudaDataType_t type = int8_ ? CUDA_R_8I : CUDA_R_16BF;
+    a_layout_ = make_layout(type, s.m, s.k, s.k);
+    b_layout_ = s.b_transposed ? make_layout(type, s.n, s.k, s.k) : make_layout(type, s.k, s.n, s.n);
+    y_layout_ = make_layout(int8_ ? CUDA_R_32I : CUDA_R_16BF, s.m, s.n, s.n);
+    choose();
+  }
+  ~LibraryProduct() { cublasLtDestroy(handle_); }
+  LibraryProduct(const LibraryProduct&) = delete;
+  LibraryProduct& operator=(const LibraryProduct&) = delete;
+
+  void run() const { check(run(algorithm_), "cublasLtMatmul"); }
+
+ private:
+  cublasStatus_t run(const cublasLtMatmulAlgo_t& algorithm) const {
+    constexpr std::int32_t kOne = 1, kZero = 0;
+    constexpr float kOneFloat = 1.0F, kZeroFloat = 0.0F;
+    const void* alpha = int8_ ? static_cast<const void*>(&kOne) : &kOneFloat;
+    const void* beta = int8_ ? static_cast<const void*>(&kZero) : &kZeroFloat;
+    return cublasLtMatmul(handle_, operation_.get(), alpha, b_.data(), b_layout_.get(), a_.data(), a_layout_.get(),
+                          beta, y_.data(), y_layout_.get(), y_.data(), y_layout_.get(), &algorithm, workspace_.data(),
+                          kWorkspace, nullptr);
+  }
+  void choose() {
+    constexpr int kCandidates = 16;
+    cublasLtMatmulHeuristicResult_t candidates[kCandidates];
+    int count = 0;
+    check(cublasLtMatmulAlgoGetHeuristic(handle_, operation_.get(), b_layout_.get(), a_layout_.get(), y_layout_.get(),
+                                         y_layout_.get(), make_preference(kWorkspace).get(), kCandidates, candidates,
+                                         &count),
+          "cublasLtMatmulAlgoGetHeuristic");
+    double best = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < count; ++i) {
+      if (run(candidates[i].algo) != CUBLAS_STATUS_SUCCESS) continue;
+      const double seconds = seconds_of([&] { static_cast<void>(run(candidates[i].algo)); });
+      if (seconds >= best) continue;
+      best = seconds;
+      algorithm_ = candidates[i].algo;
+    }
+  }
+
+  bool int8_;
+  const Memory &a_, &b_, &y_;
+  Memory workspace_;
+  cublasLtHandle_t handle_ = nullptr;
+  Operation operation_;
+  Layout a_layout_, b_layout_, y_layout_;
+  cublasLtMatmulAlgo_t algorithm_{};
+};
+
+FusedGemm fused_product(const ProductShape& s, const Memory& a, const Memory& b, const Memory& scales,
+                        const Memory& y) {
+  const DType type = s.int8 ? DType::I8 : DType::BF16;
+  FusedGemm gemm{.a = View(a.data(), type, 1, s.m, s.k),
+                 .b = s.b_transposed ? View(b.data(), type, 1, s.n, s.k) : View(b.data(), type, 1, s.k, s.n),
+                 .transpose_b = s.b_transposed ? Transpose::kYes : Transpose::kNo,
+                 .y = View(y.data(), DType::BF16, 1, s.m, s.n)};
+  if (s.int8) gemm.a_scale = View(scales.data(), DType::F32, 1, 1, s.m);
+  return gemm;
+}
+
+}  // namespace
+}  // namespace cuda
+
+ProductTimes time_cuda_product(const ProductShape& s, int repeats) {
+  using namespace cuda;
+  const DType type = s.int8 ? DType::I8 : DType::BF16;
+  const auto bytes = [](std::int64_t count, DType t) { return static_cast<std::size_t>(count) * size_of(t); };
+  const Memory a(bytes(s.m * s.k, type)), b(bytes(s.n * s.k, type)), y(bytes(s.m * s.n, DType::F32));
+  const Memory scales(bytes(s.m, DType::F32));
+  fill(a, type, s.m * s.k, 1);
+  fill(b, type, s.n * s.k, 2);
+  check(cudaMemset(scales.data(), 0, bytes(s.m, DType::F32)), "cudaMemset");
+
+  const LibraryProduct library(s, a, b, y);
+  const FusedGemm gemm = fused_product(s, a, b, scales, y);
+  const TensorCores cores = tensor_cores_of_current_device();
+  const bool supported = fused_gemm_supports(gemm, cores);
+  std::vector<double> library_times, fused_times;
+  for (int i = 0; i <= repeats; ++i) {  // in turn, so that both meet the same clocks; the first time warms up
+    const double library_time = seconds_of([&] { library.run(); });
+    const double fused_time = supported ? seconds_of([&] { fused_gemm(gemm, cores, nullptr); }) : 0.0;
+    if (i == 0) continue;
+    library_times.push_back(library_time);
+    fused_times.push_back(fused_time);
+  }
+  return {.fused = median(fused_times), .library = median(library_times)};
+}
+
+}  // namespace squareq
