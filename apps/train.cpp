@@ -83,6 +83,9 @@ int main(int argc, char** argv) {
   bool schema = false;
   app.add_flag("--config-schema", schema,
                "print a JSON Schema of the settings for editors (configs/schema.json) and stop");
+  bool all_settings = false;
+  app.add_flag("--config-template", all_settings,
+               "print a configuration with every setting and its meaning (configs/all-settings.json) and stop");
   app.add_flag("--config-reference", reference, "print the documentation of every setting (docs/config.md) and stop");
   bool check = false;
   bool json = false;
@@ -98,6 +101,10 @@ int main(int argc, char** argv) {
   return squareq::run_program(app, argc, argv, [&] {
     if (reference) {
       fmt::print("{}", squareq::config_reference_markdown());
+      return 0;
+    }
+    if (all_settings) {
+      fmt::print("{}", squareq::config_template_json());
       return 0;
     }
     if (schema) {

@@ -1,7 +1,7 @@
 // The settings of one training run: a JSON file in, a checked plain struct out.
 //
 // One table (config_table.cpp) names every field with its type, range and meaning; parsing, validation, the written-out
-// form, docs/config.md and configs/schema.json all come from it, so they cannot disagree. Whatever is unknown, of the
+// form, docs/config.md, configs/schema.json and configs/all-settings.json all come from it, so they cannot disagree. Whatever is unknown, of the
 // wrong type or out of range throws ConfigError naming the file and the field, what was found and what is expected.
 #pragma once
 
@@ -197,6 +197,9 @@ bool is_lora_target(const LoraConfig& lora, std::string_view linear);
 
 // The contents of docs/config.md.
 std::string config_reference_markdown();
+
+// The contents of configs/all-settings.json, a configuration with every setting and its meaning.
+std::string config_template_json();
 
 // The contents of configs/schema.json, a JSON Schema of configuration files for editors.
 std::string config_schema_json();

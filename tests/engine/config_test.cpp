@@ -1,5 +1,7 @@
 #include "engine/config.h"
 
+#include <filesystem>
+
 #include "engine/config_table.h"
 #include "kernels/base/error.h"
 #include "tests/catch.h"
@@ -384,6 +386,26 @@ TEST_CASE("config: docs/config.md is what the table says") {
       INFO(field.path);
       CHECK(!field.schema.empty());
     }
+  }
+  SECTION("and so is configs/all-settings.json, which is valid") {
+    const std::string all = config_template_json();
+    CHECK(test::read_file(std::string(TEST_DATA) + "/../../configs/all-settings.json") == all);
+    const TrainConfig c = parse(all);
+    CHECK(c.data.resolution == std::vector<std::int64_t>{512, 768, 1024});
+    for (const ConfigField& field : config_fields()) {
+      INFO(field.path);
+      CHECK(contains(all, "\"" + field.leaf() + "\": "));
+    }
+  }
+  SECTION("and the ready configurations are valid") {
+    std::size_t found = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(std::string(TEST_DATA) + "/../../configs")) {
+      if (entry.path().filename() == "schema.json") continue;
+      INFO(entry.path());
+      CHECK(!parse(test::read_file(entry.path().string())).data.folders.empty());
+      ++found;
+    }
+    CHECK(found >= 7);
   }
   SECTION("and its example is valid") {
     const std::size_t begin = text.find("```json\n") + 8;
