@@ -3,7 +3,11 @@
 namespace squareq {
 
 FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run)
-    : device_(device), store_(slab, device), lora_(run.lora), keep_(run.keep), shapes_(run.sequences.size()) {
+    : device_(device),
+      store_(slab, device),
+      lora_(run.lora, run.lora_memory),
+      keep_(run.keep),
+      shapes_(run.sequences.size()) {
   if (shapes_.empty()) throw std::logic_error("FluxEngine: no sequence");
   for (std::size_t i = 0; i < shapes_.size(); ++i) {
     Shape& shape = shapes_[i];
@@ -22,9 +26,13 @@ FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run)
       device_, [&](Carver& carver) { layout(carver); }, [&](Ops& ops) { rehearse(ops); });
   arena_.use();
   plan_.emplace_back("scratch of the operations", arena_.scratch_bytes());
-  for (const View& buffer : {lora_.parameters(), lora_.gradients(), lora_.mean(), lora_.variance()}) {
-    if (buffer.count() > 0) device_.ops().fill(buffer, 0.0F);
+  std::vector<View> buffers{lora_.parameters(), lora_.gradients()};
+  for (const auto& [name, view] : lora_.learnt()) buffers.push_back(view);
+  for (const View& buffer : buffers) {
+    const auto floats = static_cast<std::int64_t>((buffer.bytes() + 3) / 4);  // codes of 8 bits have room behind them
+    if (floats > 0) device_.ops().fill(View(buffer.data, DType::F32, 1, 1, floats), 0.0F);
   }
+  if (lora_.keep()) device_.ops().fill(lora_.keep(), 1.0F);
   select(0);
 }
 

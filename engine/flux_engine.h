@@ -21,6 +21,7 @@ struct FluxRun {
   flux::Wanted wanted;
   Keep keep = Keep::kNothing;
   std::vector<LoraTarget> lora;
+  LoraMemory lora_memory;
 };
 
 class FluxEngine {

@@ -23,12 +23,14 @@
 
 namespace squareq {
 
-// One low-rank adapter on rows [row_begin, row_begin + b.rows) of a linear layer: y += scale * (x a^T) b^T.
+// One low-rank adapter on rows [row_begin, row_begin + b.rows) of a linear layer: y += scale * u b^T with
+// u = keep * (x a^T).
 struct LoraBranch {
   ConstView a;  // [1, r, in] F32
   ConstView b;  // [1, rows, r] F32
   View da;      // gradients, as a and b; empty for a frozen adapter
   View db;
+  ConstView keep;  // [B, 1, r] F32 factors of the ranks of each sample (rank dropout); empty: 1
   std::int64_t row_begin = 0;
   float scale = 1.0F;
 
@@ -50,7 +52,7 @@ struct LinearForward {
   ConstView x;                       // [B, T, in]
   const Weight& weight;              // [out, in]
   std::span<const LoraBranch> lora;  // all on this linear
-  View u;                            // [B, T, adapter_columns(lora)]: x a^T of each branch in turn, saved for backward
+  View u;                            // [B, T, adapter_columns(lora)]: that of each branch in turn, saved for backward
   View y;                            // [B, T, out] before the epilogue; may be empty when an epilogue is set
   // GELU (tanh form) of output columns [gelu_begin, out), written to act [B, T, out - gelu_begin].
   View act;
@@ -166,10 +168,18 @@ struct FlowLoss {
   View dprediction;                        // [B, T, C]; may be empty
 };
 
+// The moments m and v are float32, or 8-bit codes q with one float32 scale for each block of kMomentBlock values:
+// m = scale sign(q) (q / 127)^2 (I8) and sqrt(v) = scale (q / 255)^2 (U8), where scale is the largest in the block. A
+// value between two codes becomes either of them, by a hash of step and index and with the probabilities that keep it
+// right on average: rounding to nearest would lose all that changes by less than half a code a step. A v that is not 0
+// never becomes 0, as m / sqrt(v) would be unbounded.
+inline constexpr std::int64_t kMomentBlock = 256;
+
 struct AdamW {
-  View parameters;      // [1, 1, n] F32 masters, updated
-  View gradients;       // [1, 1, n]; multiplied by gradient_scale before use
-  View mean, variance;  // first and second moments, updated
+  View parameters;                  // [1, 1, n] F32 masters, updated
+  View gradients;                   // [1, 1, n]; multiplied by gradient_scale before use
+  View mean, variance;              // [1, 1, n] m and v, updated; F32, or codes I8 and U8
+  View mean_scale, variance_scale;  // [1, 1, ceil(n / kMomentBlock)] F32 of codes, updated; else empty
   float gradient_scale = 1.0F;
   float learning_rate = 1e-4F;
   float beta1 = 0.9F, beta2 = 0.999F;
@@ -242,6 +252,8 @@ class Ops {
   // Sum of squares of all elements of a contiguous view, accumulated in float64.
   virtual double sum_of_squares(ConstView x) = 0;
   virtual void adamw(const AdamW&) = 0;
+  // y += weight * (x - y); float32.
+  virtual void lerp(ConstView x, float weight, View y) = 0;
 
   // What was chosen at run time and can change the last bits of results, such as the algorithms of matrix products, as
   // text without line breaks; and the same choices again. Empty where all follows from shapes. restore_ throws

@@ -15,13 +15,16 @@ View matrix_at(const View& buffer, std::int64_t offset, std::int64_t rows, std::
 
 }  // namespace
 
-LoraSet::LoraSet(std::vector<LoraTarget> targets) : targets_(std::move(targets)) {
+LoraSet::LoraSet(std::vector<LoraTarget> targets, LoraMemory memory) : targets_(std::move(targets)), memory_(memory) {
   std::stable_partition(targets_.begin(), targets_.end(), [](const LoraTarget& t) { return t.trained; });
   for (std::size_t i = 0; i < targets_.size(); ++i) {
     offsets_.push_back(count_);
     by_linear_[targets_[i].linear].push_back(i);
     count_ += targets_[i].count();
-    if (targets_[i].trained) trained_count_ = count_;
+    rank_offsets_.push_back(trained_ranks_);
+    if (!targets_[i].trained) continue;
+    trained_count_ = count_;
+    trained_ranks_ += targets_[i].rank;
   }
 }
 
@@ -32,8 +35,40 @@ bool LoraSet::trains(const std::string& linear) const {
 }
 
 void LoraSet::layout(Carver& carver) {
-  parameters_ = carver.take(DType::F32, 1, 1, count_);
-  for (View* buffer : {&gradients_, &mean_, &variance_}) *buffer = carver.take(DType::F32, 1, 1, trained_count_);
+  const auto floats = [&](std::int64_t count) { return carver.take(DType::F32, 1, 1, count); };
+  parameters_ = floats(count_);
+  gradients_ = floats(trained_count_);
+  if (memory_.eight_bit_moments) {
+    const std::int64_t blocks = (trained_count_ + kMomentBlock - 1) / kMomentBlock;
+    mean_ = carver.take(DType::I8, 1, 1, trained_count_);
+    variance_ = carver.take(DType::U8, 1, 1, trained_count_);
+    mean_scale_ = floats(blocks);
+    variance_scale_ = floats(blocks);
+  } else {
+    mean_ = floats(trained_count_);
+    variance_ = floats(trained_count_);
+  }
+  if (memory_.average) average_ = floats(trained_count_);
+  if (memory_.dropout_batch > 0) keep_ = carver.take(DType::F32, memory_.dropout_batch, 1, trained_ranks_);
+}
+
+AdamW LoraSet::adamw() const {
+  return {.parameters = trained(),
+          .gradients = gradients_,
+          .mean = mean_,
+          .variance = variance_,
+          .mean_scale = mean_scale_,
+          .variance_scale = variance_scale_};
+}
+
+std::vector<std::pair<std::string, View>> LoraSet::learnt() const {
+  std::vector<std::pair<std::string, View>> list{{"parameters", trained()}, {"mean", mean_}, {"variance", variance_}};
+  if (memory_.eight_bit_moments) {
+    list.emplace_back("mean_scale", mean_scale_);
+    list.emplace_back("variance_scale", variance_scale_);
+  }
+  if (memory_.average) list.emplace_back("average", average_);
+  return list;
 }
 
 View LoraSet::a(std::size_t i) const {
@@ -63,6 +98,7 @@ std::vector<LoraBranch> LoraSet::branches(const std::string& linear) const {
                     .b = b(i),
                     .da = da(i),
                     .db = db(i),
+                    .keep = targets_[i].trained && keep_ ? keep_.col_slice(rank_offsets_[i], targets_[i].rank) : View{},
                     .row_begin = targets_[i].row_begin,
                     .scale = static_cast<float>(targets_[i].scale)});
   }

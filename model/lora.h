@@ -1,5 +1,5 @@
-// Low-rank adapters as data: which linears they sit on, and one contiguous float32 buffer each for parameters,
-// gradients and the two moments of AdamW. Effective weight: W + scale * B A on the rows covered.
+// Low-rank adapters as data: which linears they sit on, and one contiguous buffer each for parameters, gradients and
+// what an optimizer keeps of them. Effective weight: W + scale * B A on the rows covered.
 #pragma once
 
 #include <functional>
@@ -24,12 +24,19 @@ struct LoraTarget {
   std::int64_t count() const { return rank * (in + rows); }  // parameters
 };
 
+// What is kept beside parameters and gradients.
+struct LoraMemory {
+  bool eight_bit_moments = false;  // see AdamW in kernels/ops.h
+  bool average = false;            // of the parameters over the steps
+  std::int64_t dropout_batch = 0;  // samples that have a factor for each rank; 0: there is no rank dropout
+};
+
 enum class LoraInit { kKaiming, kGaussian };
 
 class LoraSet {
  public:
   LoraSet() = default;
-  explicit LoraSet(std::vector<LoraTarget> targets);
+  explicit LoraSet(std::vector<LoraTarget> targets, LoraMemory memory = {});
 
   const std::vector<LoraTarget>& targets() const { return targets_; }
   std::int64_t trained_count() const { return trained_count_; }
@@ -38,10 +45,18 @@ class LoraSet {
 
   // Trained adapters come first in every buffer. Gradients and moments exist only for those.
   void layout(Carver& carver);
-  View parameters() const { return parameters_; }  // [1, 1, count()]
-  View gradients() const { return gradients_; }    // [1, 1, trained_count()]
-  View mean() const { return mean_; }
-  View variance() const { return variance_; }
+  View parameters() const { return parameters_; }                                            // [1, 1, count()]
+  View gradients() const { return gradients_; }                                              // [1, 1, trained_count()]
+  View trained() const { return View(parameters_.data, DType::F32, 1, 1, trained_count_); }  // of parameters()
+  View average() const { return average_; }                                                  // as trained(), or empty
+  View keep() const { return keep_; }  // [B, 1, trained ranks] in the order of the targets, or empty
+  std::int64_t trained_ranks() const { return trained_ranks_; }
+
+  // An update of the trained adapters with the moments kept here; the caller fills in the rates.
+  AdamW adamw() const;
+
+  // All that a run has learnt, by name: parameters, moments and average. Padded to multiples of 4 bytes in memory.
+  std::vector<std::pair<std::string, View>> learnt() const;
 
   View a(std::size_t target) const;   // [1, r, in]
   View b(std::size_t target) const;   // [1, rows, r]
@@ -58,11 +73,14 @@ class LoraSet {
 
  private:
   std::vector<LoraTarget> targets_;
-  std::vector<std::int64_t> offsets_;  // of A in the buffers; B follows
+  LoraMemory memory_;
+  std::vector<std::int64_t> offsets_;       // of A in the buffers; B follows
+  std::vector<std::int64_t> rank_offsets_;  // in keep_
   std::map<std::string, std::vector<std::size_t>> by_linear_;
   std::int64_t trained_count_ = 0;
   std::int64_t count_ = 0;
-  View parameters_, gradients_, mean_, variance_;
+  std::int64_t trained_ranks_ = 0;
+  View parameters_, gradients_, mean_, variance_, mean_scale_, variance_scale_, average_, keep_;
 };
 
 }  // namespace squareq

@@ -206,13 +206,11 @@ class FluxParity {
       history.push_back(static_cast<float>(loss_and_gradients(engine)));
       const double norm = std::sqrt(ops.sum_of_squares(lora.gradients()));
       history.push_back(static_cast<float>(norm));
-      ops.adamw({.parameters = lora.parameters(),
-                 .gradients = lora.gradients(),
-                 .mean = lora.mean(),
-                 .variance = lora.variance(),
-                 .gradient_scale = static_cast<float>(clip_factor(norm, 1.0)),
-                 .learning_rate = static_cast<float>(kAdamRate),
-                 .step = step});
+      AdamW update = lora.adamw();
+      update.gradient_scale = static_cast<float>(clip_factor(norm, 1.0));
+      update.learning_rate = static_cast<float>(kAdamRate);
+      update.step = step;
+      ops.adamw(update);
     }
     check("adamw.loss_and_gradnorm", history, kOutputLimit);
     check_adapters(engine, "adamw.", false, kAdamLimit);

@@ -123,12 +123,10 @@ int run_step(const SpeedOptions& options) {
     device->ops().copy(s.prediction, s.dprediction, Accumulate::kNo);
     engine.backward();
     const double norm = device->ops().sum_of_squares(lora.gradients());
-    device->ops().adamw({.parameters = lora.parameters(),
-                         .gradients = lora.gradients(),
-                         .mean = lora.mean(),
-                         .variance = lora.variance(),
-                         .gradient_scale = static_cast<float>(clip_factor(norm, 1.0)),
-                         .step = ++step});
+    AdamW update = lora.adamw();
+    update.gradient_scale = static_cast<float>(clip_factor(norm, 1.0));
+    update.step = ++step;
+    device->ops().adamw(update);
   };
   constexpr int kWarmUps = 3;  // plans of matrix products, clocks
   for (int i = 0; i < kWarmUps; ++i) one_step();

@@ -19,6 +19,8 @@ enum class Purpose : std::uint32_t {
   kSampleNoise = 6,
   kSynthetic = 7,
   kTest = 8,
+  kRankDropout = 9,
+  kNoiseOffset = 10,
   kFlip = 20,
   kCaption = 21,
   kTagOrder = 22,
@@ -26,6 +28,17 @@ enum class Purpose : std::uint32_t {
 
 // One block of the generator: ten rounds of Philox 4x32 on `counter` under `key`.
 std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter, std::array<std::uint32_t, 2> key);
+
+// A hash of two words (MurmurHash3's finaliser after each), where a block of the generator would cost too much.
+constexpr std::uint32_t hash32(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t h = a;
+  for (int round = 0; round < 2; ++round) {
+    h = (h ^ (h >> 16U)) * 0x85EBCA6BU;
+    h = (h ^ (h >> 13U)) * 0xC2B2AE35U;
+    h = (h ^ (h >> 16U)) + (b + 1U) * 0x9E3779B9U;
+  }
+  return h ^ (h >> 16U);
+}
 
 struct RandomKey {
   std::uint64_t seed = 0;

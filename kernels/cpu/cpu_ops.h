@@ -82,8 +82,11 @@ class CpuOps : public Ops {
   void flow_loss(const FlowLoss& p) override;
   double sum_of_squares(ConstView x) override;
   void adamw(const AdamW& p) override;
+  void lerp(ConstView x, float weight, View y) override;
 
  private:
+  void adamw_codes(const AdamW& p);
+
   struct Worker {
     Scratch weights, tile, scores, more_scores, row;
   };

@@ -100,6 +100,18 @@ void project_down(std::span<const LoraBranch> lora, ConstMatrix x, std::int64_t 
   }
 }
 
+// u [n, ranks], rows from `begin` on of `rows` a sample, times the factors of their sample and rank.
+void keep_ranks(std::span<const LoraBranch> lora, std::int64_t rows, std::int64_t begin, std::int64_t n, Matrix u) {
+  std::int64_t u_begin = 0;
+  for (const LoraBranch& branch : lora) {
+    for (std::int64_t r = 0; branch.keep && r < n; ++r) {
+      const float* keep = branch.keep.f32((begin + r) / rows);
+      for (std::int64_t i = 0; i < branch.rank(); ++i) u.row(r)[u_begin + i] *= keep[i];
+    }
+    u_begin += branch.rank();
+  }
+}
+
 // du [n, ranks] = scale * dy b of each branch in turn, from the columns of dy that it reaches.
 void project_back(std::span<const LoraBranch> lora, ConstMatrix dy, std::int64_t n, Matrix du) {
   std::int64_t u_begin = 0;
@@ -318,6 +330,7 @@ void CpuOps::linear(const LinearForward& p) {
   const Matrix u{u_.at_least(rows * ranks), ranks};
   const ConstMatrix x = prepare(p.x, x_, !p.lora.empty(), [&](ConstMatrix x_rows, std::int64_t begin, std::int64_t n) {
     project_down(p.lora, x_rows, n, {u.row(begin), ranks});
+    keep_ranks(p.lora, p.x.rows, begin, n, {u.row(begin), ranks});
     for (std::int64_t r = begin; p.u && r < begin + n; ++r) {
       std::copy_n(u.row(r), ranks, p.u.f32(r / p.u.rows, r % p.u.rows));
     }
@@ -359,6 +372,7 @@ void CpuOps::linear_backward(const LinearBackward& p) {
   const ConstMatrix dy =
       prepare(p.dy, dy_, !p.lora.empty(), [&](ConstMatrix dy_rows, std::int64_t begin, std::int64_t n) {
         project_back(p.lora, dy_rows, n, {du.row(begin), ranks});
+        keep_ranks(p.lora, p.dy.rows, begin, n, {du.row(begin), ranks});
       });
   std::vector<Outer> outers;
   if (trained) {

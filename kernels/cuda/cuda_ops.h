@@ -62,11 +62,14 @@ class CudaOps : public Ops {
   void flow_loss(const FlowLoss&) override;
   double sum_of_squares(ConstView x) override;
   void adamw(const AdamW&) override;
+  void lerp(ConstView x, float weight, View y) override;
 
   // Times of the operations that `work` calls.
   KernelTimes profile(const std::function<void()>& work);
 
  private:
+  void adamw_codes(const AdamW&);
+
   // Scratch of one operation, from the start of the region: operations follow each other on the stream, so they can
   // share it. Take all buffers, then return if rehearsing():
   //   Scratch scratch(*this);
@@ -128,6 +131,7 @@ class CudaOps : public Ops {
 
   // Parts of linear.
   ConstView as_bf16(Scratch& scratch, ConstView x, std::vector<std::pair<ConstView, View>>& conversions);
+  void keep_ranks(std::span<const LoraBranch> lora, const View& u);
   void expand_weight(const Weight& weight, View out);
   void convert_all(const std::vector<std::pair<ConstView, View>>& conversions);
   StackedAdapters take_stacked(Scratch& scratch, std::span<const LoraBranch> lora, const Weight& weight);

@@ -166,6 +166,7 @@ void CudaOps::linear(const LinearForward& p) {
     const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}) + (output ? traffic({y}) : 0.0));
     stack_adapters(p.lora, stacked, stream_);
     project_down(x, stacked.a, u, stream_);
+    keep_ranks(p.lora, u);
     if (own_u && p.u) convert(u, p.u, Accumulate::kNo);
     // The product with the weight then adds to this: so y is read while that product computes, not in a pass of its
     // own.
@@ -206,6 +207,7 @@ void CudaOps::adapter_gradients(const LinearBackward& p, const ConstView& dy, co
       timed(KernelFamily::kAdapter, adapters.da ? 2 * traffic({dy}) + traffic({adapters.x}) : traffic({dy}));
   stack_adapters(p.lora, adapters.stacked, stream_);
   project_down(dy, adapters.stacked.b, adapters.du, stream_);
+  keep_ranks(p.lora, adapters.du);
   if (!adapters.da) return;
   sum_outer(adapters.du, adapters.x, adapters.da, stream_);
   sum_outer(adapters.u, dy, adapters.db, stream_);
@@ -253,6 +255,16 @@ void CudaOps::linear_backward(const LinearBackward& p) {
   gemm_.run(main, workspace);
 }
 
+// u or du of some branches, side by side, times the factors of their ranks.
+void CudaOps::keep_ranks(std::span<const LoraBranch> lora, const View& u) {
+  std::int64_t column = 0;
+  for (const LoraBranch& branch : lora) {
+    const View part = u.col_slice(column, branch.rank());
+    if (branch.keep) gate_backward(part, branch.keep, {}, part, {});
+    column += branch.rank();
+  }
+}
+
 void CudaOps::expand_weight(const Weight& weight, View out) {
   const ProfileSpan span = timed(KernelFamily::kConversion, traffic({weight.values, out}));
   if (weight.codec == Codec::kInt8Rows) return expand(weight, out, stream_);
@@ -292,6 +304,7 @@ void CudaOps::few_rows_linear(const LinearForward& p) {
     const View part = u.col_slice(column, branch.rank());
     column += branch.rank();
     few_rows(p.x, plain(branch.a), 1.0F, Accumulate::kNo, part, stream_);
+    keep_ranks({&branch, 1}, part);
     if (!p.y) continue;
     few_rows(part, plain(branch.b), branch.scale, Accumulate::kYes, p.y.col_slice(branch.row_begin, branch.b.rows),
              stream_);
@@ -320,6 +333,7 @@ void CudaOps::few_rows_linear_backward(const LinearBackward& p) {
     const View part = du.col_slice(column, branch.rank());
     const ConstView dy = p.dy.col_slice(branch.row_begin, branch.b.rows);
     few_rows_backward(dy, plain(branch.b), branch.scale, Accumulate::kNo, part, pieces, stream_);
+    keep_ranks({&branch, 1}, part);
     if (branch.trained()) {
       few_rows_outer(part, p.x, 1.0F, branch.da, stream_);
       few_rows_outer(dy, p.u.col_slice(column, branch.rank()), branch.scale, branch.db, stream_);

@@ -67,6 +67,7 @@ void CudaOps::linear_w8a8(const LinearForward& p) {
     const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}));
     stack_adapters(p.lora, stacked, stream_);
     project_down(x, stacked.a, u, stream_);
+    keep_ranks(p.lora, u);
     if (own_u && p.u) convert(u, p.u, Accumulate::kNo);
   }
   quantise(x, {}, quantised);

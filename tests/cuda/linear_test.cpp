@@ -61,12 +61,13 @@ struct Layer {
 };
 
 struct Adapter {
-  Adapter(std::int64_t rank, std::int64_t in, std::int64_t begin_in, std::int64_t rows, float scale_in, bool trained_in,
-          std::uint32_t stream)
+  Adapter(std::int64_t batch, std::int64_t rank, std::int64_t in, std::int64_t begin_in, std::int64_t rows,
+          float scale_in, bool trained_in, std::uint32_t stream)
       : a(1, rank, in, stream, DType::F32),
         b(1, rows, rank, stream + 1, DType::F32),
         da(1, rank, in, stream + 2, DType::F32),
         db(1, rows, rank, stream + 3, DType::F32),
+        keep(batch, 1, rank, stream + 4, DType::F32),
         begin(begin_in),
         scale(scale_in),
         trained(trained_in) {}
@@ -76,11 +77,12 @@ struct Adapter {
             .b = b.*at,
             .da = trained ? da.*at : View{},
             .db = trained ? db.*at : View{},
+            .keep = scale < 0.0F ? keep.*at : View{},
             .row_begin = begin,
             .scale = scale};
   }
 
-  Twin a, b, da, db;
+  Twin a, b, da, db, keep;
   std::int64_t begin;
   float scale;
   bool trained;
@@ -90,9 +92,9 @@ void run(const Case& c) {
   const Layer layer(c);
   std::vector<Adapter> adapters;
   if (c.adapters) {
-    adapters.emplace_back(c.rank, c.in, 0, c.out, 0.5F, true, 10U);
-    adapters.emplace_back(5, c.in, c.out / 3, c.out / 2, -0.25F, true, 20U);
-    adapters.emplace_back(1, c.in, c.out - 2, 2, 1.0F, false, 30U);
+    adapters.emplace_back(c.batch, c.rank, c.in, 0, c.out, 0.5F, true, 10U);
+    adapters.emplace_back(c.batch, 5, c.in, c.out / 3, c.out / 2, -0.25F, true, 20U);
+    adapters.emplace_back(c.batch, 1, c.in, c.out - 2, 2, 1.0F, false, 30U);
   }
   std::vector<LoraBranch> cpu_lora, cuda_lora;
   for (const Adapter& adapter : adapters) {

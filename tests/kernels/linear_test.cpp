@@ -50,12 +50,13 @@ struct Layer {
 };
 
 struct Adapter {
-  Adapter(std::int64_t rank, std::int64_t in, std::int64_t row_begin_in, std::int64_t rows, float scale_in,
-          bool trained_in, std::uint32_t stream)
+  Adapter(std::int64_t batch, std::int64_t rank, std::int64_t in, std::int64_t row_begin_in, std::int64_t rows,
+          float scale_in, bool trained_in, std::uint32_t stream)
       : a(1, rank, in, stream),
         b(1, rows, rank, stream + 1),
         da(1, rank, in, stream + 2),
         db(1, rows, rank, stream + 3),
+        keep(batch, 1, rank, stream + 4),
         row_begin(row_begin_in),
         scale(scale_in),
         trained(trained_in) {}
@@ -65,11 +66,14 @@ struct Adapter {
             .b = b,
             .da = trained ? da.view() : View{},
             .db = trained ? db.view() : View{},
+            .keep = dropout() ? ConstView(keep) : ConstView(),
             .row_begin = row_begin,
             .scale = scale};
   }
 
-  Tensor a, b, da, db;
+  bool dropout() const { return scale < 0.0F; }  // on one adapter of a case
+
+  Tensor a, b, da, db, keep;
   std::int64_t row_begin;
   float scale;
   bool trained;
@@ -102,9 +106,9 @@ struct Problem {
         dx(c.batch, c.rows, c.in, 66, c.memory),
         u(c.batch, c.rows, c.adapters ? 16 : 0, 67) {
     if (!c.adapters) return;
-    adapters.emplace_back(2, c.in, 0, c.out, 0.5F, true, 70U);
-    adapters.emplace_back(3, c.in, c.out / 3, c.out / 2, -1.25F, true, 80U);
-    adapters.emplace_back(1, c.in, c.out - 2, 2, 2.0F, false, 90U);
+    adapters.emplace_back(c.batch, 2, c.in, 0, c.out, 0.5F, true, 70U);
+    adapters.emplace_back(c.batch, 3, c.in, c.out / 3, c.out / 2, -1.25F, true, 80U);
+    adapters.emplace_back(c.batch, 1, c.in, c.out - 2, 2, 2.0F, false, 90U);
     for (const Adapter& adapter : adapters) branches.push_back(adapter.branch());
   }
 
@@ -126,9 +130,11 @@ struct Problem {
         const Doubles a = a_at != nullptr && n == which ? *a_at : doubles(adapter.a);
         const Doubles b = b_at != nullptr && n == which ? *b_at : doubles(adapter.b);
         const std::int64_t rank = adapter.a.view().rows;
+        const Doubles keep = doubles(adapter.keep);
         for (std::int64_t k = 0; k < rank; ++k) {
           double down = 0.0;
           for (std::int64_t i = 0; i < shape.in; ++i) down += row[i] * a[index(k * shape.in + i)];
+          if (adapter.dropout()) down *= keep[index(r / shape.rows * rank + k)];
           for (std::int64_t o = 0; o < adapter.b.view().rows; ++o) {
             result[index(r * shape.out + adapter.row_begin + o)] +=
                 static_cast<double>(adapter.scale) * down * b[index(o * rank + k)];
