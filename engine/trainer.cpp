@@ -135,17 +135,15 @@ Trainer::StepResult Trainer::step(std::int64_t step) {
   LoraSet& lora = engine_.lora();
   result.grad_norm = std::sqrt(ops.sum_of_squares(lora.gradients()));
   check_finite(result.grad_norm, "gradient norm", step);
-  ops.adamw({.parameters = View(lora.parameters().data, DType::F32, 1, 1, lora.trained_count()),
-             .gradients = lora.gradients(),
-             .mean = lora.mean(),
-             .variance = lora.variance(),
-             .gradient_scale = static_cast<float>(clip_factor(result.grad_norm, c.max_grad_norm)),
-             .learning_rate = static_cast<float>(result.learning_rate),
-             .beta1 = static_cast<float>(c.betas[0]),
-             .beta2 = static_cast<float>(c.betas[1]),
-             .epsilon = static_cast<float>(c.epsilon),
-             .weight_decay = static_cast<float>(c.weight_decay),
-             .step = step});
+  AdamW update = lora.adamw();
+  update.gradient_scale = static_cast<float>(clip_factor(result.grad_norm, c.max_grad_norm));
+  update.learning_rate = static_cast<float>(result.learning_rate);
+  update.beta1 = static_cast<float>(c.betas[0]);
+  update.beta2 = static_cast<float>(c.betas[1]);
+  update.epsilon = static_cast<float>(c.epsilon);
+  update.weight_decay = static_cast<float>(c.weight_decay);
+  update.step = step;
+  ops.adamw(update);
   return result;
 }
 
