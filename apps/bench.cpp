@@ -13,6 +13,7 @@
 #include "apps/bench/tokens.h"
 #include "apps/device_options.h"
 #include "apps/program.h"
+#include "engine/evaluation.h"
 #include "engine/pipeline.h"
 #include "engine/saved_lora.h"
 
@@ -33,9 +34,10 @@ int run_loss(const std::string& config_path, const std::string& lora, std::int64
   TrainingSet data = load_training_set(config, parts, slab.flux_shape(), *device);
   SavedLoras loras;
   if (!lora.empty()) loras = load_loras({lora}, slab.flux_shape());
-  FixedDrawLoss evaluate(*device, slab, config.training, data, loras.targets);
-  loras.upload(evaluate.engine());
-  const double loss = evaluate(draws);
+  FluxEngine engine(*device, slab,
+                    {.batch = config.training.batch_size, .sequences = sequences_of(data), .lora = loras.targets});
+  loras.upload(engine);
+  const double loss = fixed_draw_loss(engine, data, 0, draws, config.training.guidance);
   if (json) {
     fmt::print("{}\n", nlohmann::json{{"loss", loss}, {"draws", draws}}.dump());
   } else {

@@ -4,16 +4,14 @@
 #include <CLI/CLI.hpp>
 #include <atomic>
 #include <csignal>
-#include <ctime>
 #include <filesystem>
 
 #include "apps/program.h"
 #include "apps/train/data_check.h"
 #include "engine/config.h"
 #include "engine/kernel_cache.h"
-#include "engine/lora_export.h"
 #include "engine/pipeline.h"
-#include "engine/trainer.h"
+#include "engine/training_run.h"
 
 namespace squareq {
 namespace fs = std::filesystem;
@@ -23,7 +21,7 @@ std::atomic<bool> g_stop{false};  // the only thing a signal handler may touch
 
 extern "C" void request_stop(int) {
   g_stop = true;
-  std::signal(SIGINT, SIG_DFL);  // a second signal ends the program at once
+  std::signal(SIGINT, SIG_DFL);  // a second one ends the program at once
   std::signal(SIGTERM, SIG_DFL);
 }
 
@@ -42,30 +40,19 @@ int train(const std::string& config_path) {
                    .axes = config.axes_dims_rope,
                    .threads = static_cast<int>(config.threads)});
   const Slab slab(slab_path);
-  TrainingSet data = load_training_set(config, parts, slab.flux_shape(), *device);
-  const std::int64_t pictures = data.pictures;
-  const ScheduleShift shift = read_schedule(parts, slab.flux_shape().guidance);
-  Trainer trainer(*device, slab, config, std::move(data), shift);
+  const FluxShape& shape = slab.flux_shape();
+  RunInputs inputs{.data = load_training_set(config, parts, shape, *device),
+                   .validation = load_validation_set(config, parts, shape, *device),
+                   .previews = make_previews(config, parts, shape, *device),
+                   .shift = read_schedule(parts, shape.guidance)};
+  TrainingRun run(*device, slab, config, std::move(inputs));
   save_kernel_choices(device->ops(), config.cache_dir);
-  spdlog::info("{} pictures, {} trained parameters, {} steps of batch {} x {} on {}", pictures,
-               trainer.engine().lora().trained_count(), config.training.steps, config.training.batch_size,
+  spdlog::info("{} pictures, {} trained parameters, {} steps of batch {} x {} on {}", run.trainer().data().pictures,
+               run.trainer().engine().lora().trained_count(), config.training.steps, config.training.batch_size,
                config.training.accumulation, device->name());
-
-  const fs::path output(config.output_dir);
-  Metrics metrics((output / "metrics.jsonl").string(), config.training.steps);
-  const std::time_t started = std::time(nullptr);
-  const auto save = [&](std::int64_t steps, bool last) {
-    const std::string name = last ? config.name : fmt::format("{}-{:06}", config.name, steps);
-    const std::string path = (output / (name + ".safetensors")).string();
-    export_lora(path, trainer.engine(), config, {.steps = steps, .pictures = pictures, .started = started});
-    spdlog::info("saved {}", path);
-  };
   std::signal(SIGINT, request_stop);
   std::signal(SIGTERM, request_stop);
-  const std::int64_t done = trainer.run(metrics, g_stop, save);
-  const std::string curve = (output / (config.name + "-loss.svg")).string();
-  metrics.write_curve(curve, config.name);
-  spdlog::info("loss curve {}", curve);
+  const std::int64_t done = run.run(g_stop);
   if (done < config.training.steps) spdlog::warn("stopped after {} of {} steps", done, config.training.steps);
   return 0;
 }

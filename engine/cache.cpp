@@ -122,6 +122,13 @@ std::optional<Record> Cache::load(const CacheKey& key) const {
   return attempt(path, [&] { return read_record(path, key); });
 }
 
+Record Cache::require(const CacheKey& key) const {
+  std::optional<Record> record = load(key);
+  if (record) return std::move(*record);
+  throw FileError({path_of(key), "a cache record that is gone or damaged", "the one written for this run",
+                   "start the run again: it is computed anew"});
+}
+
 void Cache::store(const CacheKey& key, const Record& record) const {
   const std::string path = path_of(key);
   std::vector<std::vector<std::byte>> payloads;

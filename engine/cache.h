@@ -55,6 +55,9 @@ class Cache {
   // Path of the key's record, whether it is there or not.
   std::string path_of(const CacheKey& key) const;
 
+  // The record, which is there. Throws FileError if it is not, or damaged.
+  Record require(const CacheKey& key) const;
+
   // Written beside its place and renamed, so an interrupted run leaves a whole record or none. Throws FileError, and
   // NumericError if a value is not finite.
   void store(const CacheKey& key, const Record& record) const;

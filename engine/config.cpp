@@ -251,6 +251,10 @@ void check_together(const TrainConfig& c) {
     throw ConfigError({place(c.source, "data.resolution"), std::to_string(c.data.resolution.front()),
                        fmt::format("at least data.bucket_step = {}", c.data.bucket_step), "lower data.bucket_step"});
   }
+  if (!(c.training.sigma_min < c.training.sigma_max)) {
+    throw ConfigError({place(c.source, "training.sigma_min"), fmt::format("{}", c.training.sigma_min),
+                       fmt::format("less than training.sigma_max = {}", c.training.sigma_max), ""});
+  }
   if (c.training.warmup_steps > c.training.steps) {
     throw ConfigError({place(c.source, "training.warmup_steps"), std::to_string(c.training.warmup_steps),
                        fmt::format("at most training.steps = {}", c.training.steps), ""});
@@ -281,6 +285,27 @@ std::string to_json(const TrainConfig& config) {
     (field.section().empty() ? json[field.path] : json[field.section()][field.leaf()]) = value;
   }
   return json.dump(2) + "\n";
+}
+
+std::string setting_text(const TrainConfig& config, std::string_view path) {
+  for (const ConfigField& field : config_fields()) {
+    if (field.path != path) continue;
+    const Json value = field.get(config);
+    if (value.is_null()) return {};
+    return value.is_string() ? value.get<std::string>() : value.dump();
+  }
+  throw std::logic_error(fmt::format("no setting {}", path));
+}
+
+std::vector<ConfigChange> config_changes(const TrainConfig& before, const TrainConfig& after) {
+  const auto text = [](const Json& value) { return value.is_null() ? std::string("nothing") : value.dump(); };
+  std::vector<ConfigChange> changes;
+  for (const ConfigField& field : config_fields()) {
+    const Json a = field.get(before);
+    const Json b = field.get(after);
+    if (a != b) changes.push_back({.path = field.path, .before = text(a), .after = text(b), .kept = field.kept});
+  }
+  return changes;
 }
 
 bool is_lora_target(const LoraConfig& lora, std::string_view linear) {

@@ -15,6 +15,7 @@
 #include "io/lora_file.h"
 #include "kernels/base/dtype.h"
 #include "kernels/device.h"
+#include "model/flow_match.h"
 
 namespace squareq {
 
@@ -64,11 +65,20 @@ struct LoraConfig {
   bool split_qkv = false;                // own adapters for q, k, v (and mlp of single blocks) on fused linears
   Init init = Init::kKaiming;            // of A; B starts at zero
   std::string start_from;                // LoRA file whose values the adapters start with; empty: none
+  double rank_dropout = 0.0;             // share of the ranks that a sample does without
+
+  // Rank and alpha of the linears that an expression matches, in place of those above.
+  struct Override {
+    std::string pattern;
+    std::int64_t rank = 0;
+    double alpha = 0.0;
+  };
+  std::vector<Override> overrides;  // the first that matches counts
 };
 
 struct TrainingConfig {
-  enum class Schedule : std::uint8_t { kConstant, kLinear, kCosine };
-  enum class Timesteps : std::uint8_t { kUniform, kSigmoid, kLogitNormal, kShift, kFluxShift };
+  enum class Schedule : std::uint8_t { kConstant, kLinear, kCosine, kCosineRestarts, kPolynomial };
+  enum class Optimizer : std::uint8_t { kAdamW, kAdamW8Bit };
 
   std::int64_t steps = 1000;      // optimizer steps
   std::int64_t batch_size = 1;    // samples per micro-step
@@ -77,17 +87,48 @@ struct TrainingConfig {
   double learning_rate = 1e-4;
   Schedule lr_schedule = Schedule::kConstant;
   std::int64_t warmup_steps = 0;
+  std::int64_t lr_cycles = 1;  // of kCosineRestarts
+  double lr_power = 1.0;       // of kPolynomial
+  double lr_end = 0.0;         // share of learning_rate at the end of falling schedules
+  Optimizer optimizer = Optimizer::kAdamW;
   std::array<double, 2> betas{0.9, 0.999};
   double epsilon = 1e-8;
   double weight_decay = 0.01;
-  double max_grad_norm = 1.0;  // 0: no clipping
-  Timesteps timestep_sampling = Timesteps::kFluxShift;
+  double max_grad_norm = 1.0;   // 0: no clipping
+  double ema_decay = 0.0;       // 0: no average
+  double spike_factor = 100.0;  // 0: no guard against spikes
+  std::int64_t max_skips = 10;  // steps in a row
+  LossKind loss = LossKind::kSquared;
+  double huber_c = 0.1;
+  LossWeighting loss_weighting = LossWeighting::kNone;
+  double noise_offset = 0.0;
+  TimestepSampling timestep_sampling = TimestepSampling::kFluxShift;
   double sigmoid_scale = 1.0;
   double logit_mean = 0.0;
   double logit_std = 1.0;
-  double shift = 3.0;     // of timestep_sampling "shift"
+  double shift = 3.0;
+  double mode_scale = 1.29;
+  double sigma_min = 0.0;
+  double sigma_max = 1.0;
   double guidance = 1.0;  // input of guidance-distilled models
   bool activation_checkpointing = true;
+};
+
+// Loss of pictures that are not trained on.
+struct ValidationConfig {
+  std::string folder;        // empty: none
+  std::int64_t every = 100;  // steps
+  std::int64_t draws = 4;    // noise levels for each picture
+};
+
+// Pictures drawn with the adapters as they are.
+struct PreviewConfig {
+  std::vector<std::string> prompts;        // empty: none
+  std::int64_t every = 250;                // steps
+  std::array<std::int64_t, 2> size{0, 0};  // width, height; 0: that of the data
+  std::int64_t steps = 20;
+  double guidance = 3.5;
+  std::uint64_t seed = 42;
 };
 
 struct TrainConfig {
@@ -113,8 +154,13 @@ struct TrainConfig {
   DataConfig data;
   LoraConfig lora;
   TrainingConfig training;
+  ValidationConfig validation;
+  PreviewConfig preview;
 
   std::int64_t save_every = 0;  // steps; 0: only at the end
+  std::int64_t keep_states = 2;
+  std::string resume = "auto";  // "auto", "off" or the path of a state
+  bool timestamps = true;       // files tell when and how fast the run was
   DType save_dtype = DType::BF16;
   LoraNaming save_format = LoraNaming::kKohya;
   std::int64_t log_every = 1;  // steps
@@ -132,6 +178,17 @@ TrainConfig parse_train_config(std::string_view json, const std::string& source)
 
 // Every field with the value that is in force, as indented JSON that parse_train_config reads back to an equal struct.
 std::string to_json(const TrainConfig& config);
+
+// The value in force of the setting of this path, as in the file but without quotes; "" if it has none.
+std::string setting_text(const TrainConfig& config, std::string_view path);
+
+// A setting whose value is not the same in two configurations. Values are as in the file; "nothing" where there is
+// none.
+struct ConfigChange {
+  std::string path, before, after;
+  bool kept = false;  // decides what is trained: a resumed run must not differ in it
+};
+std::vector<ConfigChange> config_changes(const TrainConfig& before, const TrainConfig& after);
 
 // True if an adapter is wanted on this linear (BFL name without ".weight", e.g. "double_blocks.0.img_attn.qkv").
 // "attention": img_attn and txt_attn qkv and proj, and linear1 of single blocks, there on the rows of q, k and v only.

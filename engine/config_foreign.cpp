@@ -4,7 +4,8 @@
 namespace squareq {
 namespace {
 
-constexpr std::string_view kAdamW = "the optimizer is always AdamW: training.betas, epsilon and weight_decay set it up";
+constexpr std::string_view kAdamW = "training.betas, epsilon and weight_decay set AdamW up";
+constexpr std::string_view kDropout = "of adapters, whole ranks can be dropped: lora.rank_dropout";
 constexpr std::string_view kPrecision =
     "there is nothing to choose: adapters learn in F32; quantize and save_dtype set the other types";
 constexpr std::string_view kCaptions = "captions are .txt or .caption files beside the pictures, or in metadata.jsonl";
@@ -96,8 +97,8 @@ const std::vector<ForeignName>& foreign_names() {
       {"network", "", "its settings are in the section lora"},
       {"network_module", "", kOnlyLora},
       {"network_type", "", kOnlyLora},
-      {"network_dropout", "", "adapters have no dropout"},
-      {"lora_dropout", "", "adapters have no dropout"},
+      {"network_dropout", "", kDropout},
+      {"lora_dropout", "", kDropout},
       {"network_train_unet_only", "", "text encoders are never trained"},
       {"train_text_encoder", "", "text encoders are never trained"},
       // training
@@ -135,8 +136,13 @@ const std::vector<ForeignName>& foreign_names() {
       {"guidance_scale", "training.guidance", ""},
       {"cfg_scale", "training.guidance", ""},
       {"gradient_checkpointing", "training.activation_checkpointing", ""},
-      {"optimizer", "", kAdamW},
-      {"optimizer_type", "", kAdamW},
+      {"optimizer_type", "training.optimizer", ""},
+      {"lr_scheduler_num_cycles", "training.lr_cycles", ""},
+      {"lr_scheduler_power", "training.lr_power", ""},
+      {"lr_scheduler_min_lr_ratio", "training.lr_end", ""},
+      {"use_ema", "training.ema_decay", ""},
+      {"ema_config", "training.ema_decay", ""},
+      {"loss_type", "training.loss", ""},
       {"optimizer_args", "", kAdamW},
       {"mixed_precision", "", kPrecision},
       {"dtype", "", kPrecision},
@@ -148,6 +154,13 @@ const std::vector<ForeignName>& foreign_names() {
       {"save", "save_every", ""},
       {"save_precision", "save_dtype", ""},
       {"logging_steps", "log_every", ""},
+      {"resume_from_checkpoint", "resume", ""},
+      {"save_last_n_steps_state", "keep_states", ""},
+      {"checkpoints_total_limit", "keep_states", ""},
+      {"sample_prompts", "preview.prompts", ""},
+      {"validation_prompt", "preview.prompts", ""},
+      {"sample_every_n_steps", "preview.every", ""},
+      {"sample_every", "preview.every", ""},
       {"max_data_loader_n_workers", "threads", ""},
       {"num_workers", "threads", ""},
       {"dataloader_num_workers", "threads", ""},

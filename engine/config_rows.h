@@ -157,7 +157,9 @@ ConfigField choice(std::string path, Member member, std::vector<std::pair<std::s
   return field;
 }
 
-// The rows of section `data`, in engine/config_data.cpp.
+// The rows of section `data`, in engine/config_data.cpp, and of `training`, `validation` and `preview`, in
+// engine/config_training.cpp.
 void add_data_fields(std::vector<ConfigField>& table);
+void add_training_fields(std::vector<ConfigField>& table);
 
 }  // namespace squareq

@@ -33,52 +33,16 @@ ConfigField axes_field() {
   return field;
 }
 
-ConfigField betas_field() {
-  ConfigField field;
-  field.path = "training.betas";
-  field.expected = "two numbers from 0 to below 1";
-  field.schema = {{"type", "array"},
-                  {"items", {{"type", "number"}, {"minimum", 0}, {"exclusiveMaximum", 1}}},
-                  {"minItems", 2},
-                  {"maxItems", 2}};
-  field.doc = "How slowly AdamW's two moments forget.";
-  field.set = [](TrainConfig& c, const Json& value) {
-    if (!value.is_array() || value.size() != 2) return false;
-    std::array<double, 2> betas{};
-    for (std::size_t i = 0; i < 2; ++i) {
-      if (!read_number(value[i], {.low = 0.0, .high = 1.0, .open_high = true}, betas[i])) return false;
-    }
-    c.training.betas = betas;
-    return true;
-  };
-  field.get = [](const TrainConfig& c) { return Json(c.training.betas); };
-  return field;
-}
-
-ConfigField seed_field() {
-  ConfigField field;
-  field.path = "training.seed";
-  field.expected = "an integer from 0 to 18446744073709551615";
-  field.schema = {{"type", "integer"}, {"minimum", 0}, {"maximum", UINT64_MAX}};
-  field.doc = "Of the order of samples, noise, noise levels and the adapters' first values. Same seed, same run.";
-  field.set = [](TrainConfig& c, const Json& value) {
-    if (!value.is_number_unsigned()) return false;
-    c.training.seed = value.get<std::uint64_t>();
-    return true;
-  };
-  field.get = [](const TrainConfig& c) { return Json(c.training.seed); };
-  return field;
-}
+constexpr Range kAlpha{.low = 0.0, .high = 65536.0, .open_low = true};
 
 ConfigField alpha_field() {
-  const Range range{.low = 0.0, .high = 65536.0, .open_low = true};
   ConfigField field;
   field.path = "lora.alpha";
-  field.schema = range.schema();
-  field.expected = "a number " + range.text();
+  field.schema = kAlpha.schema();
+  field.expected = "a number " + kAlpha.text();
   field.doc = "The adapters' output is scaled by alpha / rank.";
   field.absent = "`lora.rank`";
-  field.set = [=](TrainConfig& c, const Json& value) { return read_number(value, range, c.lora.alpha); };
+  field.set = [](TrainConfig& c, const Json& value) { return read_number(value, kAlpha, c.lora.alpha); };
   field.get = [](const TrainConfig& c) { return c.lora.alpha > 0.0 ? Json(c.lora.alpha) : Json(); };
   return field;
 }
@@ -133,6 +97,69 @@ ConfigField targets_field() {
   return field;
 }
 
+bool read_override(const Json& value, LoraConfig::Override& to) {
+  if (!value.is_object()) return false;
+  for (const auto& [name, inner] : value.items()) {
+    if (name == "pattern") {
+      if (!inner.is_string() || !is_expression(inner.get_ref<const std::string&>())) return false;
+      to.pattern = inner.get<std::string>();
+    } else if (name == "rank") {
+      if (!read_integer(inner, 1, 4096, to.rank)) return false;
+    } else if (name != "alpha" || !read_number(inner, kAlpha, to.alpha)) {
+      return false;
+    }
+  }
+  return !to.pattern.empty() && to.rank > 0;
+}
+
+ConfigField overrides_field() {
+  ConfigField field;
+  field.path = "lora.overrides";
+  field.expected =
+      "a list of at most 64 sections { } with `pattern`, a regular expression, `rank`, from 1 to 4096, and optionally "
+      "`alpha`";
+  field.doc =
+      "Other ranks for some of the targets: `[{\"pattern\": \"single_blocks.*\", \"rank\": 8}]`. The first entry whose "
+      "expression matches a whole name counts; without `alpha` it keeps the ratio of `lora.alpha` and `lora.rank`.";
+  field.schema = {{"type", "array"},
+                  {"items",
+                   {{"type", "object"},
+                    {"properties",
+                     {{"pattern", {{"type", "string"}, {"minLength", 1}, {"maxLength", 256}}},
+                      {"rank", {{"type", "integer"}, {"minimum", 1}, {"maximum", 4096}}},
+                      {"alpha", kAlpha.schema()}}},
+                    {"required", {"pattern", "rank"}},
+                    {"additionalProperties", false}}},
+                  {"maxItems", 64}};
+  field.set = [](TrainConfig& c, const Json& value) {
+    if (!value.is_array() || value.size() > 64) return false;
+    std::vector<LoraConfig::Override> overrides;
+    for (const Json& entry : value) {
+      if (!read_override(entry, overrides.emplace_back())) return false;
+    }
+    c.lora.overrides = std::move(overrides);
+    return true;
+  };
+  field.get = [](const TrainConfig& c) {
+    Json list = Json::array();
+    for (const LoraConfig::Override& entry : c.lora.overrides) {
+      list.push_back({{"pattern", entry.pattern}, {"rank", entry.rank}});
+      if (entry.alpha > 0.0) list.back()["alpha"] = entry.alpha;
+    }
+    return list;
+  };
+  return field;
+}
+
+ConfigField resume_field() {
+  ConfigField field =
+      words(FIELD(resume), Doc{"`auto`: the run goes on from its newest state in `output_dir`, if there "
+                               "is one. `off`: it starts anew. A path: it goes on from that state."});
+  field.expected = "\"auto\" or \"off\" or a path";
+  field.file_path = [](TrainConfig& c) { return c.resume == "auto" || c.resume == "off" ? nullptr : &c.resume; };
+  return field;
+}
+
 ConfigField name_field() {
   ConfigField field;
   field.path = "name";
@@ -182,8 +209,13 @@ void add_file_fields(std::vector<ConfigField>& t) {
 }
 
 void add_run_fields(std::vector<ConfigField>& t) {
+  t.push_back(integer(FIELD(save_every), 0, kMany,
+                      "Also save the LoRA and the state of the run after every so many steps; 0: only at the end."));
+  t.push_back(integer(FIELD(keep_states), 1, 1000, "Newest states that are kept, each in `NAME-000500.state`."));
+  t.push_back(resume_field());
   t.push_back(
-      integer(FIELD(save_every), 0, kMany, "Also save the LoRA after every so many steps; 0: only at the end."));
+      boolean(FIELD(timestamps),
+              "Files tell when they were made and how long that took. False: the same run gives the same bytes."));
   t.push_back(choice(
       FIELD(save_dtype),
       std::vector<std::pair<std::string, DType>>{{"bf16", DType::BF16}, {"f16", DType::F16}, {"f32", DType::F32}},
@@ -234,71 +266,32 @@ void add_lora_fields(std::vector<ConfigField>& t) {
                                                                            {"gaussian", LoraConfig::Init::kGaussian}},
                      "First values of the down-projection A; B starts at zero. `kaiming`: uniform in +-1/sqrt(inputs). "
                      "`gaussian`: normal with standard deviation 1/rank."));
+  t.push_back(overrides_field());
+  t.push_back(
+      number(FIELD(lora.rank_dropout), {.low = 0.0, .high = 1.0, .open_high = true},
+             "Share of the ranks of each adapter that a sample is trained without, chosen at random; the others "
+             "are scaled up to make up for them."));
   t.push_back(path_to(FIELD(lora.start_from), "a path",
                       Doc{"LoRA file, of any naming, whose values the adapters start with. `lora.targets` must include "
                           "all it changes, with at least its rank; terms beyond its rank start as `lora.init` says.",
                           false, "adapters start as `lora.init` says"}));
 }
 
-void add_optimizer_fields(std::vector<ConfigField>& t) {
-  using Schedule = TrainingConfig::Schedule;
-  t.push_back(integer(FIELD(training.steps), 1, kMany, "Updates of the adapters."));
-  t.push_back(integer(FIELD(training.batch_size), 1, 1024, "Samples computed together."));
-  t.push_back(integer(FIELD(training.accumulation), 1, 65536, "Batches whose gradients are averaged into one update."));
-  t.push_back(seed_field());
-  t.push_back(
-      number(FIELD(training.learning_rate), {.low = 0.0, .high = 1.0, .open_low = true}, "Largest learning rate."));
-  t.push_back(
-      choice(FIELD(training.lr_schedule),
-             std::vector<std::pair<std::string, Schedule>>{
-                 {"constant", Schedule::kConstant}, {"linear", Schedule::kLinear}, {"cosine", Schedule::kCosine}},
-             "Course of the learning rate after warm-up: kept, or lowered to zero at the last step."));
-  t.push_back(integer(FIELD(training.warmup_steps), 0, kMany,
-                      "Steps over which the learning rate rises linearly from zero; at most `training.steps`."));
-  t.push_back(betas_field());
-  t.push_back(number(FIELD(training.epsilon), {.low = 0.0, .high = 1.0, .open_low = true}, "AdamW's epsilon."));
-  t.push_back(number(FIELD(training.weight_decay), {.low = 0.0, .high = 1.0}, "AdamW's decoupled weight decay."));
-  t.push_back(number(FIELD(training.max_grad_norm), {.low = 0.0, .high = 1e6},
-                     "Gradients of a larger norm, taken over all adapters, are scaled down to it; 0: never."));
-}
-
-void add_noise_fields(std::vector<ConfigField>& t) {
-  using Timesteps = TrainingConfig::Timesteps;
-  t.push_back(choice(FIELD(training.timestep_sampling),
-                     std::vector<std::pair<std::string, Timesteps>>{{"uniform", Timesteps::kUniform},
-                                                                    {"sigmoid", Timesteps::kSigmoid},
-                                                                    {"logit_normal", Timesteps::kLogitNormal},
-                                                                    {"shift", Timesteps::kShift},
-                                                                    {"flux_shift", Timesteps::kFluxShift}},
-                     "How noise levels sigma in (0, 1) are drawn, with n normal. `sigmoid`: sigmoid(sigmoid_scale n). "
-                     "`logit_normal`: sigmoid(logit_mean + logit_std n). `shift`: as sigmoid, then s sigma / (1 + (s - "
-                     "1) sigma) with s = `training.shift`. `flux_shift`: the same with the s that FLUX uses for this "
-                     "resolution."));
-  t.push_back(number(FIELD(training.sigmoid_scale), {.low = 0.0, .high = 100.0, .open_low = true},
-                     "For `sigmoid`, `shift` and `flux_shift`."));
-  t.push_back(number(FIELD(training.logit_mean), {.low = -20.0, .high = 20.0}, "For `logit_normal`."));
-  t.push_back(number(FIELD(training.logit_std), {.low = 0.0, .high = 20.0, .open_low = true}, "For `logit_normal`."));
-  t.push_back(number(FIELD(training.shift), {.low = 0.0, .high = 100.0, .open_low = true},
-                     "For `shift`; above 1 favours high noise."));
-  t.push_back(number(FIELD(training.guidance), {.low = 0.0, .high = 100.0},
-                     "Guidance value that a guidance-distilled model sees in training. 1 keeps what it learnt about "
-                     "other values."));
-  t.push_back(boolean(FIELD(training.activation_checkpointing),
-                      "Keep only each block's input and compute the block again for its backward pass: less memory, "
-                      "about a third more work."));
-}
-
 }  // namespace
 
 const std::vector<ConfigField>& config_fields() {
   static const std::vector<ConfigField> table = [] {
+    TrainConfig probe;
     std::vector<ConfigField> t;
     add_file_fields(t);
     add_run_fields(t);
     add_data_fields(t);
     add_lora_fields(t);
-    add_optimizer_fields(t);
-    add_noise_fields(t);
+    add_training_fields(t);
+    for (ConfigField& field : t) {
+      const bool meaning = field.section() == "data" || field.section() == "lora";
+      field.kept = field.kept || (meaning && field.file_path(probe) == nullptr);
+    }
     return t;
   }();
   return table;

@@ -18,6 +18,7 @@ struct ConfigField {
   std::string doc;
   bool required = false;
   bool per_folder = false;  // of section `data`, may also stand in an entry of `data.folders`
+  bool kept = false;        // decides what is trained: may not change when a run is resumed
   std::string absent;  // what happens when the field is not given and has no value by default ("built in `cache_dir`")
   std::function<bool(TrainConfig&, const nlohmann::ordered_json&)> set;  // false if the value is not as expected
   std::function<nlohmann::ordered_json(const TrainConfig&)> get;         // null if there is no value

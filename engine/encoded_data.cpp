@@ -1,25 +1,20 @@
 #include "engine/encoded_data.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
-#include <filesystem>
 #include <set>
 #include <thread>
 
 #include "engine/captions.h"
 #include "engine/identity.h"
-#include "engine/pipeline.h"
 #include "engine/progress_log.h"
 #include "engine/read_ahead.h"
-#include "kernels/base/error.h"
 #include "kernels/base/random.h"
 #include "model/latent.h"
 
 namespace squareq {
 namespace {
-
-namespace fs = std::filesystem;
-
-constexpr std::int64_t kClipTokens = 77;
 
 // Rows of `cols` weights, each from right to left.
 std::vector<float> mirrored_rows(std::vector<float> weights, std::int64_t cols) {
@@ -34,20 +29,13 @@ EncodedData::EncodedData(const TrainConfig& config, const ModelParts& parts, Dat
       parts_(parts),
       dataset_(std::move(dataset)),
       text_tokens_(text_tokens),
+      text_states_(config, parts, text_tokens),
       cache_(config.cache_dir),
-      vae_identity_(model_identity(parts.vae)),
-      t5_identity_(model_identity(parts.t5)),
-      clip_identity_(model_identity(parts.clip)),
-      tokenizer_identity_(content_hash(model_identity((fs::path(parts.tokenizers) / "tokenizer").string()) +
-                                       model_identity((fs::path(parts.tokenizers) / "tokenizer_2").string()))) {
+      vae_identity_(model_identity(parts.vae)) {
   for (std::uint32_t i = 0; i < dataset_.pictures.size(); ++i) {
     const Picture& picture = dataset_.pictures[i];
     texts_.push_back(caption_texts(folder_of(picture), picture.caption, config_.training.seed, i));
   }
-}
-
-CacheKey EncodedData::text_key_of(const std::string& text) const {
-  return text_key(text, t5_identity_, clip_identity_, tokenizer_identity_, text_tokens_, kClipTokens);
 }
 
 CacheKey EncodedData::latent_key_of(const Sample& sample) const {
@@ -65,6 +53,10 @@ CacheKey EncodedData::latent_key_of(const Sample& sample) const {
                      .mask_floor = folder.mask_floor});
 }
 
+double EncodedData::weight_of(const FolderConfig& folder) const {
+  return folder.weight * (folder.regularisation ? config_.data.prior_weight : 1.0);
+}
+
 void EncodedData::encode(Device& device) {
   encode_texts(device);
   encode_pictures(device);
@@ -76,28 +68,7 @@ void EncodedData::encode_texts(Device& device) {
     wanted.insert(texts_[i].begin(), texts_[i].end());
     if (folder_of(dataset_.pictures[i]).caption_dropout > 0.0) wanted.insert("");
   }
-  std::erase_if(wanted, [&](const std::string& text) { return cache_.contains(text_key_of(text)); });
-  if (wanted.empty()) return;
-  const std::string slab = ensure_slab({.checkpoint = parts_.t5,
-                                        .cache_dir = config_.cache_dir,
-                                        .t5 = true,
-                                        .codec = Codec::kFloat,
-                                        .threads = static_cast<int>(config_.threads)});
-  TextEncoder encoder(device, parts_.tokenizers, parts_.clip, slab, text_tokens_);
-  ProgressLog log("encoding captions");
-  std::size_t done = 0;
-  for (const std::string& text : wanted) {
-    TextStates states = encoder.encode(text);
-    const std::int64_t width = static_cast<std::int64_t>(states.text.size()) / text_tokens_;
-    const auto pooled = static_cast<std::int64_t>(states.pooled.size());
-    // In the type that they were computed in, which loses nothing.
-    cache_.store(
-        text_key_of(text),
-        {{"text",
-          {.dtype = device.ops().activation_type(), .shape = {text_tokens_, width}, .values = std::move(states.text)}},
-         {"pooled", {.shape = {pooled}, .values = std::move(states.pooled)}}});
-    log(static_cast<double>(++done), static_cast<double>(wanted.size()));
-  }
+  text_states_.encode(device, std::move(wanted));
 }
 
 void EncodedData::encode_pictures(Device& device) {
@@ -161,7 +132,9 @@ TrainingSet EncodedData::training_set() const {
                   .text_tokens = text_tokens_,
                   .pictures = static_cast<std::int64_t>(dataset_.pictures.size()),
                   .samples = {},
-                  .load = {}};
+                  .load = {},
+                  .identity = {}};
+  Sha256 identity;
   for (const Bucket& bucket : dataset_.buckets) {
     set.grids.push_back({.rows = bucket.height / kTokenPixels, .cols = bucket.width / kTokenPixels});
   }
@@ -172,28 +145,26 @@ TrainingSet EncodedData::training_set() const {
                            .captions = static_cast<std::uint32_t>(texts_[sample.picture].size()),
                            .caption_dropout = folder.caption_dropout,
                            .flip = folder.flip});
+    identity.add(latent_key_of(sample).text());
+    for (const std::string& text : texts_[sample.picture]) identity.add(text_states_.key(text).text());
+    identity.add(fmt::format("bucket {}, repeats {}, weight {}, dropout {}\n", sample.bucket, folder.repeats,
+                             weight_of(folder), folder.caption_dropout));
   }
+  set.identity = identity.hex();
   return set;
-}
-
-Record EncodedData::load(const CacheKey& key) const {
-  std::optional<Record> record = cache_.load(key);
-  if (record) return std::move(*record);
-  throw FileError({cache_.path_of(key), "a cache record that is gone or damaged", "the one written for this run",
-                   "start the run again: it is computed anew"});
 }
 
 EncodedExample EncodedData::load(const Draw& draw) const {
   const Sample& sample = dataset_.samples.at(draw.sample);
   const std::vector<std::string>& texts = texts_[sample.picture];
   const FolderConfig& folder = folder_of(dataset_.pictures[sample.picture]);
-  Record text = load(text_key_of(draw.caption < texts.size() ? texts[draw.caption] : std::string()));
-  Record picture = load(latent_key_of(sample));
+  TextStates text = text_states_.load(draw.caption < texts.size() ? texts[draw.caption] : std::string());
+  Record picture = cache_.require(latent_key_of(sample));
   EncodedExample example{.latent = std::move(picture.at(draw.flip ? "latent_mirrored" : "latent").values),
-                         .text = std::move(text.at("text").values),
-                         .pooled = std::move(text.at("pooled").values),
+                         .text = std::move(text.text),
+                         .pooled = std::move(text.pooled),
                          .token_weights = {},
-                         .weight = folder.weight * (folder.regularisation ? config_.data.prior_weight : 1.0)};
+                         .weight = weight_of(folder)};
   if (const auto mask = picture.find("mask"); mask != picture.end()) {
     example.token_weights = std::move(mask->second.values);
     if (draw.flip) example.token_weights = mirrored_rows(std::move(example.token_weights), mask->second.shape.at(1));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/cache.h"
+#include "engine/cached_texts.h"
 #include "engine/dataset.h"
 #include "engine/encoders.h"
 #include "engine/model_parts.h"
@@ -32,18 +33,18 @@ class EncodedData {
   void encode_texts(Device& device);
   void encode_pictures(Device& device);
   std::vector<float> latent_of(Autoencoder& vae, const Image& image, const std::string& hash, bool mirrored) const;
-  CacheKey text_key_of(const std::string& text) const;
   CacheKey latent_key_of(const Sample& sample) const;
   const FolderConfig& folder_of(const Picture& picture) const { return config_.data.folders[picture.folder]; }
-  Record load(const CacheKey& key) const;
+  double weight_of(const FolderConfig& folder) const;
 
   TrainConfig config_;
   ModelParts parts_;
   Dataset dataset_;
   std::int64_t text_tokens_;
   std::vector<std::vector<std::string>> texts_;  // of each picture
+  CachedTexts text_states_;
   Cache cache_;
-  std::string vae_identity_, t5_identity_, clip_identity_, tokenizer_identity_;
+  std::string vae_identity_;
 };
 
 }  // namespace squareq

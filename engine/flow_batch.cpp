@@ -6,19 +6,20 @@
 
 namespace squareq {
 
-void FlowBatch::set(std::int64_t slot, const EncodedExample& example, std::span<const float> noise, double sigma,
-                    double guidance) {
+void FlowBatch::set(std::int64_t slot, const FlowSample& sample) {
+  const EncodedExample& example = sample.example;
   noisy_.resize(example.latent.size());
   velocity_.resize(example.latent.size());
-  mix_noise(example.latent, noise, static_cast<float>(sigma), noisy_);
-  velocity_target(example.latent, noise, velocity_);
+  mix_noise(example.latent, sample.noise, static_cast<float>(sample.sigma), noisy_);
+  velocity_target(example.latent, sample.noise, velocity_);
   engine_.device().upload(velocity_.data(), engine_.target().batch_slice(slot, 1));
-  engine_.set_sample(slot,
-                     {.img = noisy_, .txt = example.text, .y = example.pooled, .sigma = sigma, .guidance = guidance});
+  engine_.set_sample(
+      slot,
+      {.img = noisy_, .txt = example.text, .y = example.pooled, .sigma = sample.sigma, .guidance = sample.guidance});
   const auto batch = static_cast<std::size_t>(engine_.state().batch);
   weights_.resize(batch, 1.0);
   token_weights_.resize(batch);
-  weights_[static_cast<std::size_t>(slot)] = example.weight;
+  weights_[static_cast<std::size_t>(slot)] = example.weight * sample.weight;
   token_weights_[static_cast<std::size_t>(slot)] = example.token_weights;
 }
 
@@ -35,26 +36,27 @@ ConstView FlowBatch::token_weights() {
   return view;
 }
 
-std::vector<float> FlowBatch::loss(float gradient_weight, View dprediction) {
+std::vector<float> FlowBatch::loss(double scale, View dprediction) {
   engine_.forward();
   std::vector<float> loss(weights_.size());
-  std::vector<float> gradient_weights;
-  for (const double weight : weights_)
-    gradient_weights.push_back(static_cast<float>(static_cast<double>(gradient_weight) * weight));
+  std::vector<float> weights;
+  for (const double weight : weights_) weights.push_back(static_cast<float>(scale * weight));
   engine_.device().ops().flow_loss({.prediction = engine_.state().prediction,
                                     .target = engine_.target(),
                                     .weight = token_weights(),
-                                    .gradient_weight = gradient_weights,
+                                    .kind = kind_,
+                                    .huber_c = huber_c_,
+                                    .gradient_weight = weights,
                                     .loss = loss,
                                     .dprediction = dprediction});
   for (std::size_t slot = 0; slot < loss.size(); ++slot) loss[slot] *= static_cast<float>(weights_[slot]);
   return loss;
 }
 
-std::vector<float> FlowBatch::forward() { return loss(0.0F, {}); }
+std::vector<float> FlowBatch::forward() { return loss(0.0, {}); }
 
-std::vector<float> FlowBatch::forward_backward(float gradient_weight) {
-  std::vector<float> values = loss(gradient_weight, engine_.state().dprediction);
+std::vector<float> FlowBatch::forward_backward(double scale) {
+  std::vector<float> values = loss(scale, engine_.state().dprediction);
   engine_.backward();
   return values;
 }

@@ -10,62 +10,48 @@
 namespace squareq {
 namespace {
 
-std::string timestep_name(TrainingConfig::Timesteps kind) {
-  switch (kind) {
-    case TrainingConfig::Timesteps::kUniform: return "uniform";
-    case TrainingConfig::Timesteps::kSigmoid: return "sigmoid";
-    case TrainingConfig::Timesteps::kLogitNormal: return "logit_normal";
-    case TrainingConfig::Timesteps::kShift: return "shift";
-    case TrainingConfig::Timesteps::kFluxShift: break;
-  }
-  return "flux_shift";
-}
-
-std::string schedule_name(TrainingConfig::Schedule schedule) {
-  switch (schedule) {
-    case TrainingConfig::Schedule::kConstant: return "constant";
-    case TrainingConfig::Schedule::kLinear: return "linear";
-    case TrainingConfig::Schedule::kCosine: break;
-  }
-  return "cosine";
-}
-
 // The keys that user interfaces of other programs show.
 std::map<std::string, std::string> run_metadata(const TrainConfig& config, const TrainingFacts& facts,
                                                 std::time_t finished) {
   const TrainingConfig& t = config.training;
   const auto flag = [](bool value) { return std::string(value ? "True" : "False"); };
-  return {{"ss_learning_rate", fmt::format("{}", t.learning_rate)},
-          {"ss_unet_lr", fmt::format("{}", t.learning_rate)},
-          {"ss_optimizer", fmt::format("AdamW(betas=({}, {}),eps={},weight_decay={})", t.betas[0], t.betas[1],
-                                       t.epsilon, t.weight_decay)},
-          {"ss_lr_scheduler", schedule_name(t.lr_schedule)},
-          {"ss_lr_warmup_steps", std::to_string(t.warmup_steps)},
-          {"ss_max_train_steps", std::to_string(t.steps)},
-          {"ss_steps", std::to_string(facts.steps)},
-          {"ss_num_train_images", std::to_string(facts.pictures)},
-          {"ss_num_reg_images", "0"},
-          {"ss_batch_size_per_device", std::to_string(t.batch_size)},
-          {"ss_total_batch_size", std::to_string(t.batch_size * t.accumulation)},
-          {"ss_gradient_accumulation_steps", std::to_string(t.accumulation)},
-          {"ss_gradient_checkpointing", flag(t.activation_checkpointing)},
-          {"ss_seed", std::to_string(t.seed)},
-          {"ss_resolution", fmt::format("({}, {})", config.data.largest()[0], config.data.largest()[1])},
-          {"ss_cache_latents", "True"},
-          {"ss_max_grad_norm", fmt::format("{}", t.max_grad_norm)},
-          {"ss_loss_type", "l2"},
-          {"ss_training_started_at", fmt::format("{}", static_cast<double>(facts.started))},
-          {"ss_training_finished_at", fmt::format("{}", static_cast<double>(finished))},
-          {"ss_model_type", "flux"},
-          {"ss_apply_t5_attn_mask", "False"},
-          {"ss_weighting_scheme", "none"},
-          {"ss_guidance_scale", fmt::format("{}", t.guidance)},
-          {"ss_timestep_sampling", timestep_name(t.timestep_sampling)},
-          {"ss_sigmoid_scale", fmt::format("{}", t.sigmoid_scale)},
-          {"ss_logit_mean", fmt::format("{}", t.logit_mean)},
-          {"ss_logit_std", fmt::format("{}", t.logit_std)},
-          {"ss_model_prediction_type", "raw"},
-          {"ss_discrete_flow_shift", fmt::format("{}", t.shift)}};
+  std::map<std::string, std::string> entries{
+      {"ss_learning_rate", fmt::format("{}", t.learning_rate)},
+      {"ss_unet_lr", fmt::format("{}", t.learning_rate)},
+      {"ss_optimizer",
+       fmt::format("{}(betas=({}, {}),eps={},weight_decay={})", setting_text(config, "training.optimizer"), t.betas[0],
+                   t.betas[1], t.epsilon, t.weight_decay)},
+      {"ss_lr_scheduler", setting_text(config, "training.lr_schedule")},
+      {"ss_lr_warmup_steps", std::to_string(t.warmup_steps)},
+      {"ss_max_train_steps", std::to_string(t.steps)},
+      {"ss_steps", std::to_string(facts.steps)},
+      {"ss_num_train_images", std::to_string(facts.pictures)},
+      {"ss_num_reg_images", "0"},
+      {"ss_batch_size_per_device", std::to_string(t.batch_size)},
+      {"ss_total_batch_size", std::to_string(t.batch_size * t.accumulation)},
+      {"ss_gradient_accumulation_steps", std::to_string(t.accumulation)},
+      {"ss_gradient_checkpointing", flag(t.activation_checkpointing)},
+      {"ss_seed", std::to_string(t.seed)},
+      {"ss_resolution", fmt::format("({}, {})", config.data.largest()[0], config.data.largest()[1])},
+      {"ss_cache_latents", "True"},
+      {"ss_max_grad_norm", fmt::format("{}", t.max_grad_norm)},
+      {"ss_loss_type", setting_text(config, "training.loss")},
+      {"ss_model_type", "flux"},
+      {"ss_apply_t5_attn_mask", "False"},
+      {"ss_weighting_scheme", setting_text(config, "training.loss_weighting")},
+      {"ss_guidance_scale", fmt::format("{}", t.guidance)},
+      {"ss_timestep_sampling", setting_text(config, "training.timestep_sampling")},
+      {"ss_sigmoid_scale", fmt::format("{}", t.sigmoid_scale)},
+      {"ss_logit_mean", fmt::format("{}", t.logit_mean)},
+      {"ss_logit_std", fmt::format("{}", t.logit_std)},
+      {"ss_model_prediction_type", "raw"},
+      {"ss_discrete_flow_shift", fmt::format("{}", t.shift)}};
+  if (t.noise_offset > 0.0) entries["ss_noise_offset"] = fmt::format("{}", t.noise_offset);
+  if (config.timestamps) {
+    entries["ss_training_started_at"] = fmt::format("{}", static_cast<double>(facts.started));
+    entries["ss_training_finished_at"] = fmt::format("{}", static_cast<double>(finished));
+  }
+  return entries;
 }
 
 }  // namespace
@@ -89,7 +75,7 @@ void export_lora(const std::string& path, FluxEngine& engine, const TrainConfig&
     adapters.push_back(std::move(adapter));
   }
   const FluxShape& shape = engine.state().shape;
-  const std::time_t finished = std::time(nullptr);
+  const std::time_t finished = config.timestamps ? std::time(nullptr) : 0;
   const std::string base = config.transformer.empty() ? config.model : config.transformer;
   write_lora(path, arrange_adapters(std::move(adapters), shape, config.save_format), shape, config.save_format,
              config.save_dtype,

@@ -16,8 +16,8 @@ struct TrainingFacts {
   std::time_t started = 0;
 };
 
-// Writes the trained adapters in the naming of save_format with what the run can say about itself (ss_*, sshs_* and
-// modelspec.* metadata). Throws FileError.
+// Writes the trained adapters as the engine has them in the naming of save_format with what the run can say about
+// itself (ss_*, sshs_* and modelspec.* metadata). Throws FileError.
 void export_lora(const std::string& path, FluxEngine& engine, const TrainConfig& config, const TrainingFacts& facts);
 
 }  // namespace squareq

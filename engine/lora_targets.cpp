@@ -1,5 +1,7 @@
 #include "engine/lora_targets.h"
 
+#include <regex>
+
 #include "kernels/base/error.h"
 #include "model/flux/transformer.h"
 
@@ -23,19 +25,34 @@ std::vector<RowRange> adapter_rows(const LoraConfig& config, const flux::LinearS
   return parts;
 }
 
+struct RankAndScale {
+  std::int64_t rank;
+  double scale;
+};
+
+RankAndScale rank_of(const LoraConfig& config, const std::string& linear) {
+  const double ratio = config.alpha / static_cast<double>(config.rank);
+  for (const LoraConfig::Override& entry : config.overrides) {
+    if (!std::regex_match(linear, std::regex(entry.pattern))) continue;
+    return {entry.rank, entry.alpha > 0.0 ? entry.alpha / static_cast<double>(entry.rank) : ratio};
+  }
+  return {config.rank, ratio};
+}
+
 }  // namespace
 
 std::vector<LoraTarget> select_lora_targets(const LoraConfig& config, const FluxShape& shape) {
   std::vector<LoraTarget> targets;
   for (const flux::LinearShape& linear : flux::linears(shape)) {
     if (!is_lora_target(config, linear.name)) continue;
+    const RankAndScale chosen = rank_of(config, linear.name);
     for (const RowRange& rows : adapter_rows(config, linear, shape.hidden)) {
       targets.push_back({.linear = linear.name,
                          .row_begin = rows.begin,
                          .rows = rows.count,
                          .in = linear.in,
-                         .rank = config.rank,
-                         .scale = config.alpha / static_cast<double>(config.rank)});
+                         .rank = chosen.rank,
+                         .scale = chosen.scale});
     }
   }
   if (targets.empty()) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "engine/metrics.h"
 #include "io/file.h"
@@ -145,8 +146,10 @@ std::string loss_curve_svg(std::span<const double> steps, std::span<const double
   return svg + "</svg>\n";
 }
 
-void Metrics::write_curve(const std::string& svg_path, const std::string& title) const {
-  write_atomically(svg_path, loss_curve_svg(steps_, losses_, title));
+void write_loss_curve(const std::string& svg_path, std::span<const double> losses, const std::string& title) {
+  std::vector<double> steps(losses.size());
+  std::iota(steps.begin(), steps.end(), 1.0);
+  write_atomically(svg_path, loss_curve_svg(steps, losses, title));
 }
 
 }  // namespace squareq

@@ -6,10 +6,26 @@
 #include <cmath>
 #include <filesystem>
 
-#include "kernels/base/error.h"
-
 namespace squareq {
 namespace {
+
+constexpr const char* kLines = "metrics.jsonl";
+
+std::string events_name(const MetricsOptions& options) {
+  return fmt::format("events.out.{}.{}", kEventFileMark, options.name);
+}
+
+std::string file_in(const MetricsOptions& options, const std::string& name) {
+  return (std::filesystem::path(options.folder) / name).string();
+}
+
+std::uint64_t position_of(const MetricsOptions& options, const Metrics::Positions& positions, const std::string& name) {
+  const auto found = positions.find(name);
+  if (found == positions.end()) return 0;
+  if (std::filesystem::exists(file_in(options, name))) return found->second;
+  spdlog::warn("{} is gone: it starts anew", file_in(options, name));
+  return 0;
+}
 
 std::string json_number(double value) { return std::isfinite(value) ? fmt::format("{:.9g}", value) : "null"; }
 
@@ -30,41 +46,48 @@ std::string progress_line(const StepMetrics& m, std::int64_t total_steps) {
                      m.learning_rate, m.seconds_per_step, duration_text(left));
 }
 
-std::string metrics_line(const StepMetrics& m) {
-  return fmt::format(
-      R"({{"step": {}, "loss": {}, "learning_rate": {}, "grad_norm": {}, "sigma_mean": {}, "seconds": {}, )"
-      R"("seconds_per_step": {}}})",
-      m.step, json_number(m.loss), json_number(m.learning_rate), json_number(m.grad_norm), json_number(m.sigma_mean),
-      json_number(m.seconds), json_number(m.seconds_per_step));
+std::string metrics_line(const StepMetrics& m, bool times) {
+  std::string line = fmt::format(R"({{"step": {}, "loss": {}, "learning_rate": {}, "grad_norm": {}, "sigma_mean": {})",
+                                 m.step, json_number(m.loss), json_number(m.learning_rate), json_number(m.grad_norm),
+                                 json_number(m.sigma_mean));
+  if (m.skipped) line += R"(, "skipped": true)";
+  if (times) {
+    line += fmt::format(R"(, "seconds": {}, "seconds_per_step": {})", json_number(m.seconds),
+                        json_number(m.seconds_per_step));
+  }
+  return line + "}";
 }
 
-Metrics::Metrics(std::string jsonl_path, std::int64_t total_steps)
-    : path_(std::move(jsonl_path)), total_steps_(total_steps) {
-  std::error_code error;
-  const auto folder = std::filesystem::path(path_).parent_path();
-  if (!folder.empty()) std::filesystem::create_directories(folder, error);
-  file_.open(path_, std::ios::trunc);
-  if (!file_) {
-    throw FileError({path_, error ? error.message() : std::string("a file that cannot be created"), "a writable file",
-                     "check output_dir"});
+Metrics::Metrics(const MetricsOptions& options, const Positions& positions)
+    : options_(options),
+      lines_(file_in(options, kLines), position_of(options, positions, kLines)),
+      events_(file_in(options, events_name(options)), position_of(options, positions, events_name(options)),
+              options.timestamps) {}
+
+void Metrics::record(const StepMetrics& m) {
+  lines_.append(metrics_line(m, options_.timestamps) + '\n');
+  if (!m.skipped) {
+    events_.scalar(m.step, "loss", m.loss);
+    events_.scalar(m.step, "grad_norm", m.grad_norm);
   }
+  events_.scalar(m.step, "learning_rate", m.learning_rate);
+  spdlog::info("{}", progress_line(m, options_.total_steps));
 }
 
-void Metrics::record(const StepMetrics& metrics, bool logged) {
-  steps_.push_back(static_cast<double>(metrics.step));
-  losses_.push_back(metrics.loss);
-  if (!logged) return;
-  const std::string line = metrics_line(metrics) + '\n';
-  file_ << line << std::flush;
-  if (!file_) {
-    // Half a line is no JSON.
-    std::error_code ignored;
-    file_.close();
-    std::filesystem::resize_file(path_, written_, ignored);
-    throw FileError({path_, "an error while writing", "room for another line", "check the disk"});
-  }
-  written_ += line.size();
-  spdlog::info("{}", progress_line(metrics, total_steps_));
+void Metrics::record_validation(std::int64_t step, double loss) {
+  lines_.append(fmt::format(R"({{"step": {}, "validation_loss": {}}})", step, json_number(loss)) + '\n');
+  events_.scalar(step, "validation_loss", loss);
+  spdlog::info("step {}  validation loss {:.4f}", step, loss);
+}
+
+void Metrics::record_preview(std::int64_t step, std::size_t prompt, std::string_view png) {
+  events_.image(step, fmt::format("preview/{}", prompt), png);
+}
+
+Metrics::Positions Metrics::sync() {
+  lines_.sync();
+  events_.sync();
+  return {{kLines, lines_.position()}, {events_name(options_), events_.position()}};
 }
 
 }  // namespace squareq

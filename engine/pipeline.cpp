@@ -36,6 +36,10 @@ void log_dataset(const Dataset& dataset) {
   }
 }
 
+std::int64_t text_tokens_of(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape) {
+  return config.data.text_length > 0 ? config.data.text_length : text_length(parts, shape.guidance);
+}
+
 }  // namespace
 
 std::string ensure_slab(const SlabRequest& request) {
@@ -104,8 +108,7 @@ TrainingSet load_training_set(const TrainConfig& config, const ModelParts& parts
   Dataset dataset = inspect_dataset(config.data, static_cast<int>(config.threads), Inspection::kHeaders);
   require_trainable(dataset);
   log_dataset(dataset);
-  const std::int64_t text_tokens =
-      config.data.text_length > 0 ? config.data.text_length : text_length(parts, shape.guidance);
+  const std::int64_t text_tokens = text_tokens_of(config, parts, shape);
   const auto encoded = std::make_shared<EncodedData>(config, parts, std::move(dataset), text_tokens);
   encoded->encode(device);
   TrainingSet set = encoded->training_set();
@@ -123,6 +126,27 @@ TrainingSet load_training_set(const TrainConfig& config, const ModelParts& parts
                        .advice = "use the autoencoder and text encoders of the same model"});
   }
   return set;
+}
+
+TrainingSet load_validation_set(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape,
+                                Device& device) {
+  if (config.validation.folder.empty()) return {};
+  TrainConfig held_out = config;
+  held_out.data.folder = config.validation.folder;
+  held_out.data.folders = {{.folder = config.validation.folder}};
+  return load_training_set(held_out, parts, shape, device);
+}
+
+std::unique_ptr<Previews> make_previews(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape,
+                                        Device& device) {
+  const std::vector<std::string>& prompts = config.preview.prompts;
+  if (prompts.empty()) return {};
+  const std::int64_t text_tokens = text_tokens_of(config, parts, shape);
+  const CachedTexts texts(config, parts, text_tokens);
+  texts.encode(device, {prompts.begin(), prompts.end()});
+  std::vector<TextStates> states;
+  for (const std::string& prompt : prompts) states.push_back(texts.load(prompt));
+  return std::make_unique<Previews>(config, parts, device, std::move(states), shape, text_tokens);
 }
 
 }  // namespace squareq

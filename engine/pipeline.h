@@ -7,6 +7,7 @@
 #include "engine/config.h"
 #include "engine/encoders.h"
 #include "engine/model_parts.h"
+#include "engine/previews.h"
 #include "engine/trainer.h"
 
 namespace squareq {
@@ -36,5 +37,13 @@ ModelParts configured_parts(const TrainConfig& config);
 // missing from the cache.
 TrainingSet load_training_set(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape,
                               Device& device);
+
+// The same for the pictures of config.validation, at the sizes of config.data; without examples if there are none.
+TrainingSet load_validation_set(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape,
+                                Device& device);
+
+// What draws the previews of the configuration; null if it asks for none.
+std::unique_ptr<Previews> make_previews(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape,
+                                        Device& device);
 
 }  // namespace squareq

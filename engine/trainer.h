@@ -1,76 +1,80 @@
-// The training loop: batches of encoded pictures in, adapters out.
+// Training steps: batches of encoded pictures in, better adapters out.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "engine/config.h"
 #include "engine/flow_batch.h"
-#include "engine/metrics.h"
-#include "engine/training_set.h"
+#include "engine/schedule.h"
 #include "model/flow_match.h"
 
 namespace squareq {
 
-// Learning rate of optimizer step `step` (from 1): linear warm-up, then constant, linear or cosine decay to 0.
-double learning_rate(const TrainingConfig& config, std::int64_t step);
+// Where a run is. Together with the adapters, their moments and average it decides all that follows.
+struct TrainProgress {
+  std::int64_t step = 0;        // steps done, skipped ones included
+  std::int64_t updates = 0;     // steps that changed the adapters: what AdamW and the average count
+  std::int64_t batches = 0;     // taken from the data: the next one has this number
+  std::int64_t skipped = 0;     // steps skipped in a row
+  std::int64_t evaluated = -1;  // steps that were done at the last validation and previews
+  GuardMemory guard;
+  double seconds = 0.0;        // of training
+  std::vector<double> losses;  // of every step
+};
 
-// The share of the gradient that is kept so that its norm is at most max_norm (0: no limit).
-double clip_factor(double norm, double max_norm);
+struct StepResult {
+  double loss = 0.0;       // weighted mean over the samples of the step
+  double grad_norm = 0.0;  // before clipping
+  double sigma_mean = 0.0;
+  double learning_rate = 0.0;
+  std::string skipped;  // why the adapters were left as they were; empty: they were updated
+};
 
 class Trainer {
  public:
-  // Builds the engine, prints the memory plan and initialises the adapters.
-  Trainer(Device& device, const Slab& slab, const TrainConfig& config, TrainingSet data, const ScheduleShift& shift);
+  // Builds the engine, prints the memory plan and initialises the adapters. `others`: shapes that the engine is used
+  // for beside those of the data; their sequences follow those of the buckets.
+  Trainer(Device& device, const Slab& slab, const TrainConfig& config, TrainingSet data, const ScheduleShift& shift,
+          const std::vector<Sequence>& others = {});
 
   FluxEngine& engine() { return engine_; }
+  const TrainingSet& data() const { return data_; }
+  TrainProgress& progress() { return progress_; }
 
-  struct StepResult {
-    double loss = 0.0;       // mean over the samples of the step
-    double grad_norm = 0.0;  // before clipping
-    double sigma_mean = 0.0;
-    double learning_rate = 0.0;
+  // The next step. Every draw is a function of the seed and of the step's number, so a trainer with the adapters and
+  // the progress of another one does what that would have done. A step with a loss or gradient that is not finite, or
+  // with a spike, leaves the adapters alone (see reason_to_skip).
+  StepResult step();
+
+  // While it lives, the engine computes without rank dropout and with the averaged adapters, if there is an average.
+  class Evaluation {
+   public:
+    explicit Evaluation(Trainer& trainer);
+    ~Evaluation();
+    Evaluation(const Evaluation&) = delete;
+    Evaluation& operator=(const Evaluation&) = delete;
+
+   private:
+    FluxEngine& engine_;
   };
-  // Optimizer step number `step`, counted from 1. Every draw is a function of (seed, step), so steps may be run from
-  // any point. Throws NumericError if loss or gradient is not finite; the adapters are then as before the step.
-  StepResult step(std::int64_t step);
-
-  // All steps with logging and saving; `save` is called with the number of steps done, at intervals and at the end.
-  // Ends early, saving, when `stop` becomes true. Returns the number of steps done.
-  std::int64_t run(Metrics& metrics, const std::atomic<bool>& stop,
-                   const std::function<void(std::int64_t steps, bool last)>& save);
 
  private:
+  void gradients(StepResult& result);
+  double set_sample(std::int64_t slot, std::int64_t global, const EncodedExample& example);
+  void drop_ranks(std::int64_t first_sample);
+  void update(const StepResult& result);
+  RandomKey key(Purpose purpose, std::int64_t global) const;
+
   const TrainConfig& config_;
   TrainingSet data_;
   TimestepSettings timesteps_;
   FluxEngine engine_;
   FlowBatch batch_;
   BatchSource batches_;
-};
-
-// Loss that can be compared between adapters: over every picture at `draws` quantiles of sigmoid(normal), with one
-// fixed noise for each of these.
-class FixedDrawLoss {
- public:
-  // `lora`: adapters of the engine, whose values the caller sets.
-  FixedDrawLoss(Device& device, const Slab& slab, const TrainingConfig& config, const TrainingSet& data,
-                std::vector<LoraTarget> lora);
-
-  FluxEngine& engine() { return engine_; }
-  double operator()(std::int64_t draws);
-
- private:
-  // Of draws that have this bucket's shape, numbered sample x draws + draw.
-  double sum_over(std::size_t bucket, const std::vector<std::int64_t>& indices, std::int64_t draws);
-
-  const TrainingConfig& config_;
-  const TrainingSet& data_;
-  FluxEngine engine_;
-  FlowBatch batch_;
+  TrainProgress progress_;
+  std::vector<float> noise_;
 };
 
 }  // namespace squareq

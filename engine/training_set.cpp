@@ -2,6 +2,12 @@
 
 namespace squareq {
 
+std::vector<Sequence> sequences_of(const TrainingSet& set) {
+  std::vector<Sequence> sequences;
+  for (const Grid& grid : set.grids) sequences.push_back(make_sequence(set.text_tokens, grid));
+  return sequences;
+}
+
 BatchSource::BatchSource(const TrainingSet& set, std::uint64_t seed, std::int64_t batch_size)
     : set_(set), order_(seed, batch_size, set.samples) {}
 

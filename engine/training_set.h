@@ -5,6 +5,7 @@
 #include <functional>
 #include <future>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "engine/data_order.h"
@@ -27,7 +28,11 @@ struct TrainingSet {
   std::int64_t pictures = 0;
   std::vector<DrawnSample> samples;
   std::function<EncodedExample(const Draw&)> load;  // may be called by several threads at once
+  std::string identity;                             // hash of all that decides what `load` gives and how it is drawn
 };
+
+// One for every bucket, in order.
+std::vector<Sequence> sequences_of(const TrainingSet& set);
 
 struct LoadedBatch {
   std::size_t bucket = 0;

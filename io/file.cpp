@@ -5,8 +5,10 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <filesystem>
+#include <regex>
 #include <system_error>
 #include <utility>
 
@@ -91,6 +93,18 @@ void AtomicFile::commit() {
   if (std::rename(temporary_.c_str(), path_.c_str()) != 0) fail_writing(path_, errno);
   close(std::exchange(descriptor_, -1));
   sync_folder_of(path_);
+}
+
+void remove_abandoned(const std::string& folder) {
+  static const std::regex temporary(R"(\..*\.(\d{1,9})-\d+\.tmp)");  // as AtomicFile names them
+  std::error_code error;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    std::smatch match;
+    if (!std::regex_match(name, match, temporary)) continue;
+    if (kill(std::stoi(match[1]), 0) == 0 || errno != ESRCH) continue;
+    fs::remove(entry.path(), error);
+  }
 }
 
 AppendFile::AppendFile(std::string path, std::uint64_t position) : path_(std::move(path)), position_(position) {

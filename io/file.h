@@ -36,6 +36,9 @@ class AtomicFile {
   std::uint64_t position_ = 0;
 };
 
+// Removes what AtomicFiles of processes that are no more left in a folder.
+void remove_abandoned(const std::string& folder);
+
 // A log that a later process goes on with: records are appended whole or not at all.
 class AppendFile {
  public:

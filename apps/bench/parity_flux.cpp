@@ -6,7 +6,7 @@
 #include "apps/bench/parity.h"
 #include "apps/bench/temporary.h"
 #include "engine/flux_engine.h"
-#include "engine/trainer.h"
+#include "engine/schedule.h"
 #include "io/checkpoint.h"
 #include "io/slab_build.h"
 #include "kernels/base/error.h"

@@ -11,7 +11,7 @@
 #include "apps/bench/measure.h"
 #include "engine/lora_targets.h"
 #include "engine/pipeline.h"
-#include "engine/trainer.h"
+#include "engine/schedule.h"
 #include "kernels/cpu/gemm.h"
 
 namespace squareq::bench {

@@ -1,0 +1,69 @@
+// A whole run: steps, logs, validation, previews, saved files, and going on after an interruption.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <ctime>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "engine/metrics.h"
+#include "engine/previews.h"
+#include "engine/train_state.h"
+#include "engine/trainer.h"
+
+namespace squareq {
+
+struct RunInputs {
+  TrainingSet data;
+  TrainingSet validation;              // without samples: none
+  std::unique_ptr<Previews> previews;  // or null
+  ScheduleShift shift;
+};
+
+class TrainingRun {
+ public:
+  // Sets the engine up, and takes up the state that config.resume asks for. Throws ConfigError if it belongs to a run
+  // that trains something else.
+  TrainingRun(Device& device, const Slab& slab, const TrainConfig& config, RunInputs inputs);
+
+  // Steps until the end or until `stop` becomes true; the step under way is then finished and the state saved. Returns
+  // the number of steps done. Where a step fails, the state before it is saved and the error passed on. Throws
+  // NumericError, with a saved state, after too many skipped steps in a row.
+  //
+  // The state of a step is saved before what is due at that step (validation, previews) is done, and a state tells
+  // whether it was: so every row is logged once, wherever a run is interrupted.
+  std::int64_t run(const std::atomic<bool>& stop);
+
+  Trainer& trainer() { return trainer_; }
+
+ private:
+  std::optional<StateFile> state_to_resume() const;
+  void resume(const StateFile& file);
+  void check_same_run(const TrainState& state, const std::string& path) const;
+
+  void steps(const std::atomic<bool>& stop);
+  void step();
+  void evaluate(const std::atomic<bool>& stop);
+  void save_state();
+  void save_state_after_error();
+  void save_lora(const std::string& name);
+  void finish();
+  std::string output(const std::string& name) const;
+
+  Device& device_;
+  const TrainConfig& config_;
+  RunInputs inputs_;
+  std::string model_;  // identity of the slab
+  Trainer trainer_;
+  std::optional<Metrics> metrics_;
+  using Clock = std::chrono::steady_clock;
+  std::time_t started_ = 0;
+  Clock::time_point start_;
+  std::int64_t first_step_ = 0;  // steps done when this process took over
+  double seconds_before_ = 0.0;  // of training by then
+  bool logging_ = false;         // records are being written
+};
+
+}  // namespace squareq
