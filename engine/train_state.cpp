@@ -168,9 +168,9 @@ std::string state_path(const std::string& folder, const std::string& name, std::
   return (fs::path(folder) / fmt::format("{}-{:06}.state", name, step)).string();
 }
 
-std::vector<std::string> find_states(const std::string& folder, const std::string& name) {
+std::vector<SavedState> find_states(const std::string& folder, const std::string& name) {
   constexpr std::string_view kEnding = ".state";
-  std::vector<std::pair<std::int64_t, std::string>> found;
+  std::vector<SavedState> found;
   std::error_code error;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder, error)) {
     const std::string file = entry.path().filename().string();
@@ -179,12 +179,11 @@ std::vector<std::string> find_states(const std::string& folder, const std::strin
     std::int64_t step = 0;
     const auto [end, problem] = std::from_chars(digits.data(), digits.data() + digits.size(), step);
     if (problem != std::errc() || end != digits.data() + digits.size() || step < 0) continue;
-    if (state_path(folder, name, step) == (fs::path(folder) / file).string()) found.emplace_back(step, file);
+    const std::string path = state_path(folder, name, step);
+    if (path == (fs::path(folder) / file).string()) found.push_back({.step = step, .path = path});
   }
-  std::sort(found.rbegin(), found.rend());
-  std::vector<std::string> paths;
-  for (const auto& [step, file] : found) paths.push_back((fs::path(folder) / file).string());
-  return paths;
+  std::sort(found.begin(), found.end(), [](const SavedState& a, const SavedState& b) { return a.step > b.step; });
+  return found;
 }
 
 }  // namespace squareq

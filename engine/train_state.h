@@ -45,7 +45,11 @@ class StateFile {
 // "FOLDER/NAME-000500.state"
 std::string state_path(const std::string& folder, const std::string& name, std::int64_t step);
 
-// The states of the runs of this name, newest (highest step) first.
-std::vector<std::string> find_states(const std::string& folder, const std::string& name);
+// The states of the runs of this name, that of the highest step first.
+struct SavedState {
+  std::int64_t step = 0;
+  std::string path;
+};
+std::vector<SavedState> find_states(const std::string& folder, const std::string& name);
 
 }  // namespace squareq

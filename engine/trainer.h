@@ -42,6 +42,7 @@ class Trainer {
   FluxEngine& engine() { return engine_; }
   const TrainingSet& data() const { return data_; }
   TrainProgress& progress() { return progress_; }
+  const TrainProgress& progress() const { return progress_; }
 
   // The next step. Every draw is a function of the seed and of the step's number, so a trainer with the adapters and
   // the progress of another one does what that would have done. A step with a loss or gradient that is not finite, or

@@ -60,9 +60,9 @@ std::string TrainingRun::output(const std::string& name) const {
 std::optional<StateFile> TrainingRun::state_to_resume() const {
   if (config_.resume == "off") return {};
   if (config_.resume != "auto") return StateFile(config_.resume);
-  for (const std::string& path : find_states(config_.output_dir, config_.name)) {
+  for (const SavedState& saved : find_states(config_.output_dir, config_.name)) {
     try {
-      return StateFile(path);
+      return StateFile(saved.path);
     } catch (const FormatError& error) {
       spdlog::warn("{}; trying an older state", error.what());
     }
@@ -122,13 +122,14 @@ void TrainingRun::steps(const std::atomic<bool>& stop) {
     if (done == last) {
       save_state();
     } else if (due(done, config_.save_every, last)) {
-      save_lora(fmt::format("{}-{:06}", config_.name, done));
+      save_lora(lora_name(done));
       save_state();
     }
     evaluate(stop);
   }
-  if (done < last || stop) save_state();
-  if (done >= last) finish();
+  if (done >= last) return finish();
+  save_state();
+  save_lora(lora_name(done));
 }
 
 void TrainingRun::step() {
@@ -194,7 +195,7 @@ void TrainingRun::evaluate(const std::atomic<bool>& stop) {
 
 void TrainingRun::save_lora(const std::string& name) {
   const Trainer::Evaluation evaluation(trainer_);
-  const std::string path = output(name + ".safetensors");
+  const std::string path = output(name);
   export_lora(path, trainer_.engine(), config_,
               {.steps = trainer_.progress().step, .pictures = trainer_.data().pictures, .started = started_});
   spdlog::info("saved {}", path);
@@ -210,14 +211,27 @@ void TrainingRun::save_state() {
                        .data = trainer_.data().identity,
                        .kernel_choices = device_.ops().kernel_choices(),
                        .logs = metrics_->sync()});
-  // Those of later steps belong to a run that this one took the place of.
-  std::int64_t kept = 0;
-  for (const std::string& old : find_states(config_.output_dir, config_.name)) {
-    const bool later = kept == 0 && old != path;
-    if (!later && ++kept <= config_.keep_states) continue;
-    fs::remove(old);
-  }
   spdlog::info("saved {}", path);
+  remove_old_states();
+}
+
+// Leaves the newest ones of those that belong here. Later ones are of a run that this one took the place of. Those of
+// other steps than save_every says are of a run that was stopped there and has gone on since; they go with their LoRA.
+void TrainingRun::remove_old_states() const {
+  const std::int64_t now = trainer_.progress().step;
+  std::int64_t kept = 0;
+  for (const SavedState& state : find_states(config_.output_dir, config_.name)) {
+    const bool scheduled = state.step > 0 && due(state.step, config_.save_every, config_.training.steps);
+    if (state.step == now || (state.step < now && scheduled)) {
+      if (++kept <= config_.keep_states) continue;
+    }
+    if (!scheduled) fs::remove(output(lora_name(state.step)));
+    fs::remove(state.path);
+  }
+}
+
+std::string TrainingRun::lora_name(std::int64_t step) const {
+  return fmt::format("{}-{:06}.safetensors", config_.name, step);
 }
 
 void TrainingRun::save_state_after_error() {
@@ -229,7 +243,7 @@ void TrainingRun::save_state_after_error() {
 }
 
 void TrainingRun::finish() {
-  save_lora(config_.name);
+  save_lora(config_.name + ".safetensors");
   const std::string curve = output(config_.name + "-loss.svg");
   write_loss_curve(curve, trainer_.progress().losses, config_.name);
   spdlog::info("loss curve {}", curve);

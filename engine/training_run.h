@@ -28,8 +28,8 @@ class TrainingRun {
   // that trains something else.
   TrainingRun(Device& device, const Slab& slab, const TrainConfig& config, RunInputs inputs);
 
-  // Steps until the end or until `stop` becomes true; the step under way is then finished and the state saved. Returns
-  // the number of steps done. Where a step fails, the state before it is saved and the error passed on. Throws
+  // Steps until the end or until `stop` becomes true; the step under way is then finished, and state and LoRA saved.
+  // Returns the number of steps done. Where a step fails, the state before it is saved and the error passed on. Throws
   // NumericError, with a saved state, after too many skipped steps in a row.
   //
   // The state of a step is saved before what is due at that step (validation, previews) is done, and a state tells
@@ -48,9 +48,11 @@ class TrainingRun {
   void evaluate(const std::atomic<bool>& stop);
   void save_state();
   void save_state_after_error();
+  void remove_old_states() const;
   void save_lora(const std::string& name);
   void finish();
   std::string output(const std::string& name) const;
+  std::string lora_name(std::int64_t step) const;  // of a file saved on the way
 
   Device& device_;
   const TrainConfig& config_;

@@ -62,17 +62,22 @@ TEST_CASE("config: every field is read") {
     // the settings of a reference run
     "transformer": "/models/flux.safetensors", "vae": "ae", "clip": "clip_l", "t5": "t5xxl", "tokenizers": "tok",
     "quantize": "none", "axes_dims_rope": [8, 28, 28], "output_dir": "../out", "name": "pixel", "cache_dir": "c",
-    "save_every": 100, "save_dtype": "f32", "log_every": 10, "device": "cpu", "threads": 2,
-    "attention": "portable", "deterministic": false, "precision": "w8a8",
+    "save_every": 100, "keep_states": 3, "resume": "s.state", "timestamps": false, "save_dtype": "f32", "log_every": 10,
+    "device": "cpu", "threads": 2, "attention": "portable", "deterministic": false, "precision": "w8a8",
     "data": {"folder": "d", "resolution": "128x256", "text_length": 32, "upscale": true,
       "bucket_step": 32, "prior_weight": 0.5, "repeats": 3, "weight": 0.25, "regularisation": true, "flip": true,
       "alpha_mask": true, "mask_folder": "masks", "mask_floor": 0.1, "default_caption": "a photo", "trigger": "sks",
       "prefix": "p ", "suffix": " s", "caption_dropout": 0.1, "tag_orders": 4, "keep_tags": 1, "latent": "mean"},
-    "lora": {"rank": 8, "alpha": 4, "targets": "all-linear", "split_qkv": true, "init": "gaussian"},
+    "lora": {"rank": 8, "alpha": 4, "rank_dropout": 0.25, "overrides": [{"pattern": "single.*", "rank": 2},
+      {"pattern": "double.*", "rank": 3, "alpha": 6}], "targets": "all-linear", "split_qkv": true, "init": "gaussian"},
     "training": {"steps": 500, "batch_size": 8, "accumulation": 2, "seed": 18446744073709551615, "learning_rate": 1e-3,
       "lr_schedule": "cosine", "warmup_steps": 5, "betas": [0.8, 0.99], "epsilon": 1e-7, "weight_decay": 0.1,
       "max_grad_norm": 0, "timestep_sampling": "sigmoid", "sigmoid_scale": 2, "logit_mean": -1, "logit_std": 0.5,
-      "shift": 1.5, "guidance": 3.5, "activation_checkpointing": false} /* end */
+      "shift": 1.5, "guidance": 3.5, "activation_checkpointing": false, "lr_cycles": 3, "lr_power": 2, "lr_end": 0.1,
+      "optimizer": "adamw8bit", "ema_decay": 0.99, "spike_factor": 5, "max_skips": 7, "loss": "huber", "huber_c": 0.2,
+      "loss_weighting": "cosmap", "noise_offset": 0.05, "mode_scale": 0.5, "sigma_min": 0.1, "sigma_max": 0.9},
+    "validation": {"folder": "v", "every": 50, "draws": 8},
+    "preview": {"prompts": ["a", "b"], "every": 10, "size": [64, 32], "steps": 4, "guidance": 2, "seed": 7} /* end */
   })");
   CHECK(c.transformer == "/models/flux.safetensors");
   CHECK(c.vae == "/runs/ae");
@@ -131,6 +136,37 @@ TEST_CASE("config: every field is read") {
   CHECK(c.training.shift == 1.5);
   CHECK(c.training.guidance == 3.5);
   CHECK_FALSE(c.training.activation_checkpointing);
+  CHECK(c.keep_states == 3);
+  CHECK(c.resume == "/runs/s.state");
+  CHECK_FALSE(c.timestamps);
+  CHECK(c.lora.rank_dropout == 0.25);
+  REQUIRE(c.lora.overrides.size() == 2);
+  CHECK(c.lora.overrides[0].pattern == "single.*");
+  CHECK(c.lora.overrides[0].rank == 2);
+  CHECK(c.lora.overrides[1].alpha == 6.0);
+  CHECK(c.training.lr_cycles == 3);
+  CHECK(c.training.lr_power == 2.0);
+  CHECK(c.training.lr_end == 0.1);
+  CHECK(c.training.optimizer == TrainingConfig::Optimizer::kAdamW8Bit);
+  CHECK(c.training.ema_decay == 0.99);
+  CHECK(c.training.spike_factor == 5.0);
+  CHECK(c.training.max_skips == 7);
+  CHECK(c.training.loss == LossKind::kHuber);
+  CHECK(c.training.huber_c == 0.2);
+  CHECK(c.training.loss_weighting == LossWeighting::kCosmap);
+  CHECK(c.training.noise_offset == 0.05);
+  CHECK(c.training.mode_scale == 0.5);
+  CHECK(c.training.sigma_min == 0.1);
+  CHECK(c.training.sigma_max == 0.9);
+  CHECK(c.validation.folder == "/runs/v");
+  CHECK(c.validation.every == 50);
+  CHECK(c.validation.draws == 8);
+  CHECK(c.preview.prompts == std::vector<std::string>{"a", "b"});
+  CHECK(c.preview.every == 10);
+  CHECK(c.preview.size == std::array<std::int64_t, 2>{64, 32});
+  CHECK(c.preview.steps == 4);
+  CHECK(c.preview.guidance == 2.0);
+  CHECK(c.preview.seed == 7);
 
   SECTION("and written out so that reading gives the same") {
     const std::string text = to_json(c);
@@ -207,6 +243,23 @@ TEST_CASE("config: names of other trainers are translated") {
   }
 }
 
+TEST_CASE("config: what differs between two") {
+  const TrainConfig before = parse(with(""));
+  CHECK(config_changes(before, before).empty());
+  const TrainConfig after = parse(with(R"("threads": 2, "lora": {"rank": 8}, "training": {"seed": 1})"));
+  const std::vector<ConfigChange> changes = config_changes(before, after);
+  REQUIRE(changes.size() == 4);
+  CHECK(changes[0].path == "threads");
+  CHECK(changes[0].before == "0");
+  CHECK(changes[0].after == "2");
+  CHECK_FALSE(changes[0].kept);
+  CHECK(changes[1].path == "lora.rank");
+  CHECK(changes[1].kept);
+  CHECK(changes[2].path == "lora.alpha");
+  CHECK(changes[3].path == "training.seed");
+  CHECK(changes[3].kept);
+}
+
 TEST_CASE("config: wrong types name field, found and expected") {
   CHECK(refuses(with(R"("lora": {"rank": "16"})"), "lora.rank", "the text \"16\"", "an integer from 1 to 4096"));
   CHECK(refuses(with(R"("lora": {"rank": 16.0})"), "lora.rank", "16.0", "an integer"));
@@ -236,6 +289,13 @@ TEST_CASE("config: values out of range are refused") {
   CHECK(refuses(with(R"("training": {"seed": -1})"), "training.seed", "-1", "an integer from 0"));
   CHECK(refuses(with(R"("training": {"lr_schedule": "cosin"})"), "training.lr_schedule", "cosin", "\"cosine\""));
   CHECK(refuses(with(R"("training": {"steps": 10, "warmup_steps": 11})"), "training.warmup_steps", "11", "steps = 10"));
+  CHECK(refuses(with(R"("training": {"sigma_min": 0.5, "sigma_max": 0.4})"), "training.sigma_min", "0.5", "0.4"));
+  CHECK(refuses(with(R"("lora": {"rank_dropout": 1})"), "lora.rank_dropout", "1", "below 1"));
+  CHECK(refuses(with(R"("lora": {"overrides": [{"rank": 1}]})"), "lora.overrides", "a list of 1", "`pattern`"));
+  CHECK(
+      refuses(with(R"("lora": {"overrides": [{"pattern": "(", "rank": 1}]})"), "lora.overrides", "a list", "regular"));
+  CHECK(refuses(with(R"("preview": {"size": [64, 60]})"), "preview.size", "[64,60]", "multiple of 16"));
+  CHECK(refuses(with(R"("preview": {"prompts": [""]})"), "preview.prompts", "a list of 1", "texts"));
   CHECK(refuses(with(R"("axes_dims_rope": [8, 28, 27])"), "axes_dims_rope", "[8,28,27]", "three even"));
   CHECK(refuses(with(R"("name": "a/b")"), "name", "a/b", "without folder"));
   CHECK(refuses(with(R"("name": "..")"), "name", "..", "without folder"));

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <set>
 
+#include "engine/evaluation.h"
 #include "engine/flow_batch.h"
 #include "engine/pipeline.h"
 #include "engine/trainer.h"
@@ -130,7 +131,7 @@ TEST_CASE("training on buckets: batches take their shape, and repeat bit for bit
   const auto losses = [&] {
     Trainer trainer(*device, slab, config, set(), {});
     std::vector<double> found;
-    for (std::int64_t step = 1; step <= 6; ++step) found.push_back(trainer.step(step).loss);
+    for (std::int64_t step = 1; step <= 6; ++step) found.push_back(trainer.step().loss);
     return found;
   };
   const std::vector<double> first = losses();
@@ -139,7 +140,9 @@ TEST_CASE("training on buckets: batches take their shape, and repeat bit for bit
 
   // The mean over all is that of the buckets alone, weighted by their samples.
   const auto fixed = [&](const TrainingSet& data) {
-    return FixedDrawLoss(*device, slab, config.training, data, {})(4);
+    FluxEngine engine(*device, slab,
+                      {.batch = 2, .sequences = sequences_of(data), .wanted = {}, .keep = Keep::kNothing, .lora = {}});
+    return fixed_draw_loss(engine, data, 0, 4, 1.0);
   };
   const double only_first = fixed(memory_set({grids[0]}, {{}}, {random_example(grids[0], 1)}));
   TrainingSet all = set();
@@ -164,8 +167,9 @@ TEST_CASE("a mask decides where a batch learns, and a weight how much") {
     EncodedExample example = random_example(grid, 1);
     example.token_weights = weights;
     example.weight = weight;
-    batch.set(0, example, noise, 0.5, 1.0);
-    batch.set(1, random_example(grid, 1), noise, 0.5, 1.0);
+    const EncodedExample other = random_example(grid, 1);
+    batch.set(0, {.example = example, .noise = noise, .sigma = 0.5});
+    batch.set(1, {.example = other, .noise = noise, .sigma = 0.5});
     return batch.forward();
   };
   const std::vector<float> plain = losses({}, 1.0);

@@ -47,9 +47,9 @@ std::vector<float> pass(FluxEngine& engine) {
     for (std::vector<float>* values : {&example.latent, &example.text, &example.pooled, &noise}) {
       fill_random(*values, stream++);
     }
-    batch.set(slot, example, noise, 0.4, 1.0);
+    batch.set(slot, {.example = example, .noise = noise, .sigma = 0.4});
   }
-  std::vector<float> result = batch.forward_backward(0.5F);
+  std::vector<float> result = batch.forward_backward(0.5);
   const View gradients = engine.lora().gradients();
   result.insert(result.end(), gradients.f32(), gradients.f32() + gradients.count());
   return result;

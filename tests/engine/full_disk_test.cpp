@@ -15,12 +15,15 @@
 #include "io/slab_build.h"
 #include "kernels/base/error.h"
 #include "tests/catch.h"
+#include "tests/engine/tiny_run.h"
 #include "tests/small_disk.h"
 
 using namespace squareq;
 using squareq::test::contains;
 using squareq::test::message_of;
+using squareq::test::small_config;
 using squareq::test::SmallDisk;
+using squareq::test::TinyRun;
 
 namespace {
 
@@ -93,26 +96,35 @@ TEST_CASE("full disk: records of the cache") {
 TEST_CASE("full disk: loss curve and metrics") {
   const SmallDisk disk(64);
   SKIP_UNLESS_MOUNTED(disk)
-  Metrics metrics(disk.file("metrics.jsonl"), 1000);
+  Metrics metrics({.folder = disk.file(""), .total_steps = 1000});
   StepMetrics step{.step = 1, .loss = 0.5};
-  metrics.record(step, true);
+  metrics.record(step);
   disk.fill();
-  CHECK(contains(message_of<FileError>([&] { metrics.write_curve(disk.file("loss.svg"), "run"); }),
-                 disk.file("loss.svg")));
-  CHECK(disk.files() == 1);
-  // The page that the first line lies in has room for some more.
+  CHECK(
+      contains(message_of<FileError>([&] { write_loss_curve(disk.file("loss.svg"), std::vector<double>{0.5}, "run"); }),
+               disk.file("loss.svg")));
+  CHECK(disk.files() == 2);
+  // The pages that the first records lie in have room for some more.
   std::string message;
   while (message.empty() && step.step < 1000) {
     message = message_of<FileError>([&] {
       ++step.step;
-      metrics.record(step, true);
+      metrics.record(step);
     });
   }
-  CHECK(contains(message, disk.file("metrics.jsonl")));
+  CHECK((contains(message, disk.file("metrics.jsonl")) || contains(message, disk.file("events.out.tfevents.lora"))));
   std::istringstream lines(test::read_file(disk.file("metrics.jsonl")));
   std::int64_t count = 0;
   for (std::string line; std::getline(lines, line); ++count) CHECK(nlohmann::json::accept(line));
-  CHECK(count == step.step - 1);
+  CHECK((count == step.step - 1 || count == step.step));
+}
+
+TEST_CASE("full disk: states") {
+  TinyRun bench;
+  Trainer trainer = bench.trainer(small_config());
+  check_too_large("lora-000000.state", [&](const std::string& path) {
+    save_state(path, *bench.device, trainer.engine().lora(), {.progress = trainer.progress()});
+  });
 }
 
 TEST_CASE("full disk: slabs and synthetic checkpoints") {

@@ -74,12 +74,11 @@ TEST_CASE("metrics: the line on the console") {
 TEST_CASE("metrics: lines are JSON, written at once") {
   const TempDir folder;
   const Console console;
-  const std::string path = folder.file("run/metrics.jsonl");
-  Metrics metrics(path, 500);
-  metrics.record(at_step(1, 0.75), true);
-  metrics.record(at_step(2, 0.5), false);
-  metrics.record(at_step(3, NAN), true);
-  std::istringstream lines(read_file(path));
+  Metrics metrics({.folder = folder.path().string(), .total_steps = 500});
+  metrics.record(at_step(1, 0.75));
+  metrics.record(at_step(3, NAN));
+  metrics.record_validation(3, 0.25);
+  std::istringstream lines(read_file(folder.file("metrics.jsonl")));
   std::string line;
   REQUIRE(std::getline(lines, line));
   const auto first = nlohmann::json::parse(line);
@@ -90,29 +89,62 @@ TEST_CASE("metrics: lines are JSON, written at once") {
   CHECK(first["sigma_mean"] == 0.4);
   CHECK(first["seconds"] == 0.21);
   CHECK(first["seconds_per_step"] == 0.21);
+  CHECK_FALSE(first.contains("skipped"));
   REQUIRE(std::getline(lines, line));
   CHECK(nlohmann::json::parse(line)["loss"].is_null());
+  REQUIRE(std::getline(lines, line));
+  CHECK(nlohmann::json::parse(line) == nlohmann::json{{"step", 3}, {"validation_loss", 0.25}});
   CHECK_FALSE(std::getline(lines, line));
   CHECK(contains(console.text(), "step 1/500  loss 0.7500"));
-  CHECK_FALSE(contains(console.text(), "step 2/500"));
+  CHECK(contains(console.text(), "step 3  validation loss 0.2500"));
 }
 
-TEST_CASE("metrics: a file that cannot be written") {
+TEST_CASE("metrics: without times a line is the same at any speed") {
+  StepMetrics slow = at_step(2, 0.5);
+  slow.seconds = slow.seconds_per_step = 100.0;
+  slow.skipped = true;
+  const auto line = nlohmann::json::parse(metrics_line(slow, false));
+  CHECK_FALSE(line.contains("seconds"));
+  CHECK_FALSE(line.contains("seconds_per_step"));
+  CHECK(line["skipped"] == true);
+}
+
+TEST_CASE("metrics: going on, what was logged after the position is logged anew") {
+  const TempDir folder;
+  const Console console;
+  const MetricsOptions options{.folder = folder.path().string(), .name = "run", .timestamps = false};
+  Metrics::Positions positions;
+  {
+    Metrics metrics(options);
+    metrics.record(at_step(1, 0.75));
+    positions = metrics.sync();
+    metrics.record(at_step(2, 0.7));
+  }
+  const std::string lines = read_file(folder.file("metrics.jsonl"));
+  const std::string events = read_file(folder.file("events.out.tfevents.run"));
+  Metrics(options, positions).record(at_step(2, 0.7));
+  CHECK(read_file(folder.file("metrics.jsonl")) == lines);
+  CHECK(read_file(folder.file("events.out.tfevents.run")) == events);
+
+  std::filesystem::remove(folder.file("metrics.jsonl"));
+  Metrics(options, positions).record(at_step(2, 0.7));
+  CHECK(contains(console.text(), "metrics.jsonl is gone"));
+  CHECK(read_file(folder.file("metrics.jsonl")) == metrics_line(at_step(2, 0.7), false) + "\n");
+  test::write_file(folder.file("metrics.jsonl"), "");
+  CHECK(contains(message_of<FormatError>([&] { Metrics(options, positions); }), "metrics.jsonl"));
+}
+
+TEST_CASE("metrics: a folder that is none") {
   const TempDir folder;
   test::write_file(folder.file("file"), "");
-  CHECK(contains(message_of<FileError>([&] { Metrics(folder.file("file/metrics.jsonl"), 1); }), "metrics.jsonl"));
-  if (std::filesystem::exists("/dev/full")) {
-    Metrics metrics("/dev/full", 1);
-    CHECK(contains(message_of<FileError>([&] { metrics.record(at_step(1, 1.0), true); }), "/dev/full"));
-  }
+  CHECK(contains(message_of<FileError>([&] { Metrics({.folder = folder.file("file")}); }), "metrics.jsonl"));
 }
 
 TEST_CASE("metrics: the loss curve") {
   const TempDir folder;
-  const Console console;
-  Metrics metrics(folder.file("metrics.jsonl"), 500);
-  for (int i = 1; i <= 500; ++i) metrics.record(at_step(i, 0.1 + 0.6 / i), false);
-  metrics.write_curve(folder.file("loss.svg"), "rank 8 & <more>");
+  std::vector<double> losses;
+  for (int i = 1; i <= 500; ++i) losses.push_back(0.1 + 0.6 / i);
+  write_loss_curve(folder.file("loss.svg"), losses, "rank 8 & <more>");
   const std::string svg = read_file(folder.file("loss.svg"));
   CHECK(svg.starts_with("<svg xmlns='http://www.w3.org/2000/svg'"));
   CHECK(svg.ends_with("</svg>\n"));
@@ -124,7 +156,8 @@ TEST_CASE("metrics: the loss curve") {
   CHECK(contains(svg, ">0.2</text>"));
   CHECK_FALSE(contains(svg, "nan"));
   CHECK_FALSE(contains(svg, "href"));
-  CHECK(contains(message_of<FileError>([&] { metrics.write_curve(folder.file("none/loss.svg"), ""); }), "loss.svg"));
+  CHECK(
+      contains(message_of<FileError>([&] { write_loss_curve(folder.file("none/loss.svg"), losses, ""); }), "loss.svg"));
 }
 
 TEST_CASE("metrics: loss curves of odd runs") {

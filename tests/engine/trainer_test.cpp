@@ -1,74 +1,21 @@
 #include "engine/trainer.h"
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
-#include <optional>
 
+#include "engine/evaluation.h"
 #include "engine/lora_export.h"
 #include "engine/lora_targets.h"
 #include "engine/saved_lora.h"
-#include "io/slab_build.h"
 #include "kernels/base/error.h"
 #include "tests/catch.h"
-#include "tests/engine/memory_set.h"
-#include "tests/engine/tiny_model.h"
-#include "tests/support.h"
+#include "tests/engine/tiny_run.h"
 
 using namespace squareq;
 using namespace squareq::test;
 
-namespace {
-
-// Four samples of 2 x 3 tokens; `value`, if given, stands first in every latent.
-TrainingSet random_set(std::optional<float> value = std::nullopt) {
-  const Grid grid{.rows = 2, .cols = 3};
-  std::vector<EncodedExample> examples;
-  for (std::uint32_t i = 0; i < 4; ++i) {
-    examples.push_back(random_example(grid, i));
-    if (value) examples.back().latent[0] = *value;
-  }
-  return memory_set({grid}, std::vector<DrawnSample>(4), std::move(examples));
-}
-
-TrainConfig small_config() {
-  TrainConfig config;
-  config.data.fixed_size = {48, 32};
-  config.lora.rank = 4;
-  config.lora.alpha = 4.0;
-  config.training.steps = 12;
-  config.training.batch_size = 4;
-  config.training.learning_rate = 1e-2;
-  return config;
-}
-
-struct Bench {
-  TempDir folder;
-  std::unique_ptr<Device> device = make_cpu_device(2);
-  std::unique_ptr<Slab> slab;
-
-  Bench() {
-    synthesize_slab(tiny_shape(), folder.file("tiny.slab"));
-    slab = std::make_unique<Slab>(folder.file("tiny.slab"));
-  }
-  Trainer trainer(const TrainConfig& config) { return Trainer(*device, *slab, config, random_set(), {}); }
-};
-
-std::vector<float> parameters(Trainer& trainer) {
-  const View view = trainer.engine().lora().parameters();
-  return {view.f32(), view.f32() + view.count()};
-}
-
-std::vector<float> trained(Bench& bench, const TrainConfig& config) {
-  Trainer trainer = bench.trainer(config);
-  for (std::int64_t step = 1; step <= config.training.steps; ++step) trainer.step(step);
-  return parameters(trainer);
-}
-
-}  // namespace
-
 TEST_CASE("training repeats bit for bit, with and without activation checkpointing") {
-  Bench bench;
+  TinyRun bench;
   TrainConfig config = small_config();
   config.lora.preset = "all-linear";
   const std::vector<float> first = trained(bench, config);
@@ -79,74 +26,132 @@ TEST_CASE("training repeats bit for bit, with and without activation checkpointi
   CHECK(trained(bench, config) != first);
 }
 
+namespace {
+
+double loss_with(TinyRun& bench, const SavedLoras& loras) {
+  const TrainingSet data = random_set();
+  FluxEngine engine(*bench.device, *bench.slab, {.batch = 4, .sequences = sequences_of(data), .lora = loras.targets});
+  loras.upload(engine);
+  return fixed_draw_loss(engine, data, 0, 8, 1.0);
+}
+
+}  // namespace
+
 TEST_CASE("training lowers the loss over fixed draws, and a saved LoRA brings the same model back") {
-  Bench bench;
+  TinyRun bench;
   TrainConfig config = small_config();
   config.training.steps = 60;
   config.lora.split_qkv = true;
   config.save_dtype = DType::F32;
-  const TrainingSet data = random_set();
-  FixedDrawLoss before(*bench.device, *bench.slab, config.training, data, {});
-  const double loss_before = before(8);
+  const double loss_before = loss_with(bench, {});
 
   Trainer trainer = bench.trainer(config);
-  for (std::int64_t step = 1; step <= config.training.steps; ++step) trainer.step(step);
+  while (trainer.progress().step < 60) trainer.step();
   const std::string file = bench.folder.file("lora.safetensors");
   export_lora(file, trainer.engine(), config, {.steps = 60, .pictures = 4});
 
-  const SavedLoras loras = load_loras({file}, tiny_shape());
-  FixedDrawLoss after(*bench.device, *bench.slab, config.training, data, loras.targets);
-  loras.upload(after.engine());
-  const double loss_after = after(8);
-  CHECK(loss_after < 0.9 * loss_before);
-
-  const SavedLoras off = load_loras({file + ":0"}, tiny_shape());
-  FixedDrawLoss without(*bench.device, *bench.slab, config.training, data, off.targets);
-  off.upload(without.engine());
-  CHECK(std::fabs(without(8) - loss_before) <= 1e-6);
+  CHECK(loss_with(bench, load_loras({file}, tiny_shape())) < 0.9 * loss_before);
+  CHECK(std::fabs(loss_with(bench, load_loras({file + ":0"}, tiny_shape())) - loss_before) <= 1e-6);
 }
 
 TEST_CASE("accumulated batches give the step of one large batch") {
-  Bench bench;
+  TinyRun bench;
   const auto step = [&](std::int64_t batch, std::int64_t accumulation) {
     TrainConfig config = small_config();
     config.training.batch_size = batch;
     config.training.accumulation = accumulation;
     Trainer trainer = bench.trainer(config);
-    trainer.step(1);
-    return trainer.step(2);
+    trainer.step();
+    return trainer.step();
   };
-  const Trainer::StepResult whole = step(4, 1);
-  const Trainer::StepResult parts = step(2, 2);
+  const StepResult whole = step(4, 1);
+  const StepResult parts = step(2, 2);
   CHECK(std::fabs(parts.loss / whole.loss - 1.0) <= 1e-5);
   CHECK(std::fabs(parts.grad_norm / whole.grad_norm - 1.0) <= 1e-3);
 }
 
-TEST_CASE("a loss that is not finite stops the run and leaves the adapters") {
-  Bench bench;
-  const TrainConfig config = small_config();
-  TrainingSet data = random_set(std::numeric_limits<float>::quiet_NaN());
-  Trainer trainer(*bench.device, *bench.slab, config, std::move(data), {});
+TEST_CASE("a step with a loss that is not finite leaves the adapters, their moments and their average alone") {
+  TinyRun bench;
+  TrainConfig config = small_config();
+  config.training.ema_decay = 0.9;
+  Trainer trainer(*bench.device, *bench.slab, config, random_set(std::numeric_limits<float>::quiet_NaN()), {});
+  const LoraSet& lora = trainer.engine().lora();
+  std::vector<std::vector<float>> before;
+  for (const auto& [name, view] : lora.learnt()) before.push_back(floats_of(view));
+  CHECK(contains(trainer.step().skipped, "loss nan"));
+  CHECK(contains(trainer.step().skipped, "loss nan"));
+  CHECK(trainer.progress().step == 2);
+  CHECK(trainer.progress().updates == 0);
+  CHECK(trainer.progress().skipped == 2);
+  for (std::size_t i = 0; i < before.size(); ++i) CHECK(floats_of(lora.learnt()[i].second) == before[i]);
+}
+
+TEST_CASE("8-bit moments and a Huber loss train nearly as float32 moments and a squared loss do") {
+  TinyRun bench;
+  TrainConfig config = small_config();
+  config.training.steps = 40;
+  const auto loss_after = [&] {
+    Trainer trainer = bench.trainer(config);
+    while (trainer.progress().step < 40) trainer.step();
+    return fixed_draw_loss(trainer.engine(), trainer.data(), 0, 8, 1.0);
+  };
+  const double before = loss_with(bench, {});
+  const double plain = loss_after();
+  config.training.optimizer = TrainingConfig::Optimizer::kAdamW8Bit;
+  CHECK(std::fabs(loss_after() - plain) <= 0.1 * (before - plain));
+  config.training.loss = LossKind::kHuber;
+  config.training.huber_c = 2.0;
+  CHECK(loss_after() < 0.95 * before);
+}
+
+TEST_CASE("the average of the adapters is what evaluation sees, and training goes on from the adapters themselves") {
+  TinyRun bench;
+  TrainConfig config = small_config();
+  config.training.ema_decay = 0.5;
+  Trainer trainer = bench.trainer(config);
+  const LoraSet& lora = trainer.engine().lora();
+  std::vector<double> average;
+  for (const float v : floats_of(lora.trained())) average.push_back(static_cast<double>(v));
+  for (int update = 1; update <= 5; ++update) {
+    trainer.step();
+    const double keep = std::min(0.5, (1.0 + update) / (10.0 + update));
+    const std::vector<float> now = floats_of(lora.trained());
+    for (std::size_t i = 0; i < now.size(); ++i)
+      average[i] = keep * average[i] + (1.0 - keep) * static_cast<double>(now[i]);
+  }
   const std::vector<float> before = parameters(trainer);
-  CHECK(contains(message_of<NumericError>([&] { trainer.step(1); }), "training step 1"));
+  {
+    const Trainer::Evaluation evaluation(trainer);
+    CHECK(relative_l2(floats_of(lora.trained()), std::vector<float>(average.begin(), average.end())) <= 1e-6);
+  }
   CHECK(parameters(trainer) == before);
 }
 
-TEST_CASE("learning-rate schedules and clipping") {
-  TrainingConfig config;
-  config.steps = 110;
-  config.warmup_steps = 10;
-  config.learning_rate = 2.0;
-  CHECK(std::fabs(learning_rate(config, 5) - 1.0) <= 1e-12);
-  CHECK(std::fabs(learning_rate(config, 60) - 2.0) <= 1e-12);
-  config.lr_schedule = TrainingConfig::Schedule::kLinear;
-  CHECK(std::fabs(learning_rate(config, 61) - 1.0) <= 1e-12);
-  config.lr_schedule = TrainingConfig::Schedule::kCosine;
-  CHECK(std::fabs(learning_rate(config, 61) - 1.0) <= 1e-12);
-  CHECK(std::fabs(learning_rate(config, 11) - 2.0) <= 1e-12);
-  CHECK(clip_factor(4.0, 1.0) == 0.25);
-  CHECK(clip_factor(0.5, 1.0) == 1.0);
-  CHECK(clip_factor(4.0, 0.0) == 1.0);
+TEST_CASE("rank dropout is drawn for each sample, from the seed, and not in evaluation") {
+  TinyRun bench;
+  TrainConfig config = small_config();
+  config.lora.rank_dropout = 0.5;
+  Trainer trainer = bench.trainer(config);
+  const LoraSet& lora = trainer.engine().lora();
+  trainer.step();
+  const std::vector<float> keep = floats_of(lora.keep());
+  CHECK(static_cast<std::int64_t>(keep.size()) == 4 * lora.trained_ranks());
+  double sum = 0.0;
+  for (const float factor : keep) {
+    CHECK((factor == 0.0F || factor == 2.0F));
+    sum += static_cast<double>(factor);
+  }
+  CHECK(std::fabs(sum / static_cast<double>(keep.size()) - 1.0) <= 0.3);
+  const auto row = [&](std::ptrdiff_t sample) {
+    const auto n = static_cast<std::ptrdiff_t>(lora.trained_ranks());
+    return std::vector<float>(keep.begin() + sample * n, keep.begin() + (sample + 1) * n);
+  };
+  CHECK(row(0) != row(1));
+  Trainer again = bench.trainer(config);
+  again.step();
+  CHECK(floats_of(again.engine().lora().keep()) == keep);
+  const Trainer::Evaluation evaluation(trainer);
+  CHECK(floats_of(lora.keep()) == std::vector<float>(keep.size(), 1.0F));
 }
 
 TEST_CASE("presets and split projections select the adapters they name") {
@@ -165,6 +170,14 @@ TEST_CASE("presets and split projections select the adapters they name") {
   CHECK(split.size() == 2 * (3 + 1 + 2) + 2 * (4 + 1));
   CHECK(split[1].row_begin == 64);
   CHECK(std::fabs(split[1].scale - 0.5) <= 1e-12);
+  config.overrides = {{.pattern = "single_blocks.*linear2", .rank = 8},
+                      {.pattern = "single.*", .rank = 4, .alpha = 1.0}};
+  for (const LoraTarget& target : select_lora_targets(config, tiny_shape())) {
+    INFO(target.linear);
+    const bool single = target.linear.starts_with("single");
+    CHECK(target.rank == (!single ? 2 : target.linear.ends_with("linear2") ? 8 : 4));
+    CHECK(std::fabs(target.scale - (single && target.rank == 4 ? 0.25 : 0.5)) <= 1e-12);
+  }
   config.preset.clear();
   config.patterns = {"nothing"};
   CHECK(contains(message_of<ConfigError>([&] { select_lora_targets(config, tiny_shape()); }), "lora.targets"));

@@ -40,8 +40,51 @@ TEST_CASE("training noise levels have the median of their rule") {
   CHECK(std::fabs(median_sigma({.kind = TimestepSampling::kSigmoid}, 64) - 0.5) <= 0.02);
   CHECK(std::fabs(median_sigma({.kind = TimestepSampling::kLogitNormal, .logit_mean = 1.0}, 64) - 0.731059) <= 0.02);
   CHECK(std::fabs(median_sigma({.kind = TimestepSampling::kShift, .shift = 3.0}, 64) - 0.75) <= 0.02);
+  CHECK(std::fabs(median_sigma({.kind = TimestepSampling::kSigma, .shift = 3.0}, 64) - 0.75) <= 0.02);
+  CHECK(std::fabs(median_sigma({.kind = TimestepSampling::kContent}, 64) - 0.875) <= 0.02);
+  CHECK(std::fabs(median_sigma({.kind = TimestepSampling::kStyle}, 64) - 0.125) <= 0.02);
+  const TimestepSettings narrow{.kind = TimestepSampling::kUniform, .sigma_min = 0.2, .sigma_max = 0.4};
+  CHECK(std::fabs(median_sigma(narrow, 64) - 0.3) <= 0.01);
   const double s = std::exp(1.15);
   CHECK(std::fabs(median_sigma({.kind = TimestepSampling::kFluxShift}, 4096) - s / (1.0 + s)) <= 0.02);
+}
+
+// The density of the mode scheme, by the formula for it: 1 / |du' / du| where u' = sigma.
+TEST_CASE("the mode scheme prefers the middle as its formula says") {
+  const double q = 1.29;
+  const auto level = [&](double u) {  // of a fall in u without the shift
+    const double c = std::cos(M_PI * u / 2.0);
+    return u + q * (c * c - 1.0 + u);
+  };
+  Random random({.seed = 4});
+  const TimestepSettings settings{.kind = TimestepSampling::kMode, .shift = 1.0, .mode_scale = q};
+  int below = 0;
+  for (int i = 0; i < 20000; ++i) below += sample_sigma(random, settings, 64) <= level(0.25) ? 1 : 0;
+  CHECK(std::abs(below - 5000) <= 250);
+}
+
+TEST_CASE("weights of noise levels follow their formulae") {
+  CHECK(loss_weight(LossWeighting::kNone, 0.3) == 1.0);
+  CHECK(std::fabs(loss_weight(LossWeighting::kSigmaSqrt, 0.5) - 4.0) <= 1e-12);
+  CHECK(std::fabs(loss_weight(LossWeighting::kCosmap, 0.5) - 4.0 / M_PI) <= 1e-12);
+  double mean = 0.0, lowest = 1.0;
+  for (int j = 0; j < 1000; ++j) {
+    const double weight = loss_weight(LossWeighting::kBell, (j + 0.5) / 1000.0);
+    mean += weight / 1000.0;
+    lowest = std::min(lowest, weight);
+  }
+  CHECK(std::fabs(mean - 1.0) <= 1e-5);
+  CHECK((lowest >= 0.0 && lowest <= 0.01));
+  CHECK(loss_weight(LossWeighting::kBellFlat, 0.2) == loss_weight(LossWeighting::kBell, 0.5));
+  CHECK(loss_weight(LossWeighting::kBellFlat, 0.7) == loss_weight(LossWeighting::kBell, 0.7));
+}
+
+TEST_CASE("offset noise shifts all values of a latent channel alike") {
+  std::vector<float> noise(3 * 8);
+  Random random({.seed = 5});
+  offset_noise(noise, 8, 0.5, random);
+  for (std::size_t i = 0; i < noise.size(); ++i) CHECK(noise[i] == noise[i % 8 / 4 * 4]);
+  CHECK(noise[0] != noise[4]);
 }
 
 TEST_CASE("noise mixing and target are inverse to each other") {
