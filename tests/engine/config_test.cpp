@@ -64,8 +64,8 @@ TEST_CASE("config: every field is read") {
     // the settings of a reference run
     "transformer": "/models/flux.safetensors", "vae": "ae", "clip": "clip_l", "t5": "t5xxl", "tokenizers": "tok",
     "quantize": "none", "axes_dims_rope": [8, 28, 28], "output_dir": "../out", "name": "pixel", "cache_dir": "c",
-    "save_every": 100, "keep_states": 3, "resume": "s.state", "timestamps": false, "save_dtype": "f32", "log_every": 10, "device": "cpu", "threads": 2,
-    "attention": "portable", "deterministic": false, "precision": "w8a8",
+    "save_every": 100, "keep_states": 3, "resume": "s.state", "timestamps": false, "save_dtype": "f32", "log_every": 10,
+    "device": "cpu", "threads": 2, "attention": "portable", "deterministic": false, "precision": "w8a8",
     "data": {"folder": "d", "resolution": "128x256", "text_length": 32, "upscale": true,
       "bucket_step": 32, "prior_weight": 0.5, "repeats": 3, "weight": 0.25, "regularisation": true, "flip": true,
       "alpha_mask": true, "mask_folder": "masks", "mask_floor": 0.1, "default_caption": "a photo", "trigger": "sks",
