@@ -15,10 +15,10 @@ Arena::Arena(Device& device, const std::function<void(Carver&)>& layout, const s
     layout(rehearsal);
     work(device.ops());
   });
-  const std::size_t bytes = measure.used() + scratch;
-  memory_ = device.allocate(bytes);
-  device.ops().tune(View(memory_.get(), DType::U8, 1, 1, static_cast<std::int64_t>(bytes)));
-  Carver carver(memory_.get(), bytes);
+  bytes_ = measure.used() + scratch;
+  memory_ = device.allocate(bytes_);
+  device.ops().tune(View(memory_.get(), DType::U8, 1, 1, static_cast<std::int64_t>(bytes_)));
+  Carver carver(memory_.get(), bytes_);
   layout(carver);
   scratch_ = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(scratch));
 }

@@ -22,10 +22,12 @@ class Arena {
   // another arena was used.
   void use() const;
 
+  std::size_t bytes() const { return bytes_; }
   std::size_t scratch_bytes() const { return scratch_.bytes(); }
 
  private:
   Device* device_ = nullptr;
+  std::size_t bytes_ = 0;
   Buffer memory_;
   View scratch_;
 };

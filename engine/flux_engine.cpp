@@ -7,6 +7,7 @@ FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run)
       store_(slab, device, run.residency),
       lora_(run.lora, run.lora_memory),
       keep_(run.keep),
+      kept_(run.kept),
       shapes_(run.sequences.size()) {
   if (shapes_.empty()) throw std::logic_error("FluxEngine: no sequence");
   for (std::size_t i = 0; i < shapes_.size(); ++i) {
@@ -47,7 +48,7 @@ void FluxEngine::layout(Carver& carver) {
   section("adapters, gradients and moments");
   // Stages hold views of the adapters, so they are made after those have memory.
   for (Shape& shape : shapes_) {
-    shape.runner = std::make_unique<Runner>(device_, store_, flux::stages(shape.state, lora_), keep_);
+    shape.runner = std::make_unique<Runner>(device_, store_, flux::stages(shape.state, lora_), keep_, kept_);
   }
   store_.layout(carver, shapes_.front().runner->stages());
   section("weights on the device");

@@ -20,6 +20,7 @@ struct FluxRun {
   std::vector<Sequence> sequences;  // one for every shape that a batch may have
   flux::Wanted wanted;
   Keep keep = Keep::kNothing;
+  std::set<std::string> kept;  // see Runner
   Residency residency;
   std::vector<LoraTarget> lora;
   LoraMemory lora_memory;
@@ -62,6 +63,11 @@ class FluxEngine {
   void zero_gradients();
   void initialise_lora(LoraInit init, std::uint64_t seed);
 
+  // Runs the stages of the selected sequence.
+  Runner& runner() { return *shape().runner; }
+
+  const SlabStore& weights() const { return store_; }
+
   // Bytes of the one allocation by purpose.
   const std::vector<std::pair<std::string, std::size_t>>& memory_plan() const { return plan_; }
 
@@ -85,6 +91,7 @@ class FluxEngine {
   SlabStore store_;
   LoraSet lora_;
   Keep keep_;
+  std::set<std::string> kept_;
   std::vector<Shape> shapes_;  // stages refer into it, so its size stays
   std::size_t selected_ = 0;
   std::vector<std::pair<std::string, std::size_t>> plan_;

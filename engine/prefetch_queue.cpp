@@ -90,6 +90,7 @@ bool PrefetchQueue::start_load(std::size_t part, std::size_t position) {
   target.part = part;
   target.pieces_left = source_.pieces(part);
   loaded.slot = slot;
+  ++loaded.loads;
   if (loaded.prepared) {
     queue_pieces(part);
   } else {
@@ -177,6 +178,13 @@ std::byte* PrefetchQueue::acquire(std::size_t part) {
   }
   transfers_.wait(Stream::kCompute, *slot.ready);
   return slot.memory;
+}
+
+std::vector<std::size_t> PrefetchQueue::loads() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::size_t> counts;
+  for (const Part& part : parts_) counts.push_back(part.loads);
+  return counts;
 }
 
 void PrefetchQueue::release(std::size_t part) {

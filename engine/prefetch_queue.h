@@ -54,6 +54,9 @@ class PrefetchQueue {
   // The operations that read the part have been given to the compute stream.
   void release(std::size_t part);
 
+  // Loads so far of each part.
+  std::vector<std::size_t> loads() const;
+
  private:
   static constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();
 
@@ -70,6 +73,7 @@ class PrefetchQueue {
     std::size_t home = kNone;  // the slot that it owns
     std::size_t slot = kNone;  // where it is or will be
     bool prepared = false;
+    std::size_t loads = 0;
     std::deque<std::size_t> uses;  // positions in the expected order, next one first
   };
   struct Job {
@@ -87,7 +91,7 @@ class PrefetchQueue {
 
   Transfers& transfers_;
   PartSource& source_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable jobs_changed_, loaded_;
   std::vector<Slot> slots_;
   std::vector<Part> parts_;

@@ -150,6 +150,14 @@ void SlabStore::start() {
 
 std::string SlabStore::path_name() const { return source_ ? source_->path_name() : ""; }
 
+double SlabStore::bytes_brought() const {
+  double bytes = 0.0;
+  if (!queue_) return bytes;
+  const std::vector<std::size_t> loads = queue_->loads();
+  for (std::size_t i = 0; i < loads.size(); ++i) bytes += static_cast<double>(loads[i] * parts_[i].bytes);
+  return bytes;
+}
+
 void SlabStore::expect(const std::vector<const Stage*>& stages) {
   file_.check_unchanged();
   start();

@@ -45,6 +45,8 @@ class SlabStore {
 
   // How weights come ("pinned ring"); empty if they are read where they are mapped. After layout.
   std::string path_name() const;
+  // Bytes brought to the device so far, those on their way included.
+  double bytes_brought() const;
 
  private:
   bool in_place(const std::string& id) const;

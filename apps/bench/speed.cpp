@@ -9,43 +9,14 @@
 #include "apps/bench/families.h"
 #include "apps/bench/flops.h"
 #include "apps/bench/measure.h"
-#include "engine/lora_targets.h"
+#include "apps/bench/training_step.h"
 #include "engine/pipeline.h"
-#include "engine/schedule.h"
 #include "kernels/cpu/gemm.h"
 
 namespace squareq::bench {
 namespace {
 
 std::string stage_kind(const std::string& id) { return id.substr(0, id.find('.')); }
-
-std::vector<LoraTarget> benchmark_adapters(const SpeedOptions& options, const FluxShape& shape) {
-  LoraConfig config;
-  config.rank = options.rank;
-  config.preset = options.targets;
-  config.alpha = static_cast<double>(options.rank);
-  return select_lora_targets(config, shape);
-}
-
-FluxRun training_run(const SpeedOptions& options, const FluxShape& shape) {
-  return {.batch = options.batch,
-          .sequences = {make_sequence(options.text, {options.rows, options.cols})},
-          .wanted = {.gradients = true},
-          .keep = options.checkpointing ? Keep::kCheckpoint : Keep::kAll,
-          .lora = benchmark_adapters(options, shape)};
-}
-
-void set_random_inputs(FluxEngine& engine) {
-  const flux::State& s = engine.state();
-  for (std::int64_t b = 0; b < s.batch; ++b) {
-    const auto stream = static_cast<std::uint32_t>(3 * b);
-    const std::vector<float> img = random_floats(s.img.rows * s.img.cols, stream);
-    const std::vector<float> txt = random_floats(s.txt.rows * s.txt.cols, stream + 1);
-    const std::vector<float> y = random_floats(s.y.cols, stream + 2);
-    engine.set_sample(b, {.img = img, .txt = txt, .y = y, .sigma = 0.5});
-  }
-  engine.initialise_lora(LoraInit::kKaiming, 0);
-}
 
 // A step on a device that is not the host.
 struct DeviceStep {
@@ -106,13 +77,14 @@ int run_block(const SpeedOptions& options) {
   };
   std::map<std::string, Times> kinds;
   for (int i = 0; i <= options.repeats; ++i) {
-    engine.forward([&](const Stage& stage, double seconds) {
-      if (i > 0) kinds[stage_kind(stage.id)].forward.push_back(seconds);
-    });
-    engine.device().ops().copy(engine.state().prediction, engine.state().dprediction, Accumulate::kNo);
-    engine.backward([&](const Stage& stage, double seconds) {
-      if (i > 0) kinds[stage_kind(stage.id)].backward.push_back(seconds);
-    });
+    if (i > 0) engine.runner().measure();  // the first time warms up
+    engine.forward();
+    device->ops().copy(engine.state().prediction, engine.state().dprediction, Accumulate::kNo);
+    engine.backward();
+    for (const StageTime& t : engine.runner().times()) {
+      Times& times = kinds[stage_kind(t.stage->id)];
+      (t.backward ? times.backward : times.forward).push_back(t.seconds);
+    }
   }
   nlohmann::json json;
   for (const auto& [kind, times] : kinds) {
@@ -130,29 +102,15 @@ int run_step(const SpeedOptions& options) {
   const std::unique_ptr<Device> device = open_device(options.device, options.threads, options.compute);
   FluxEngine engine(*device, slab, training_run(options, slab.flux_shape()));
   set_random_inputs(engine);
-  flux::State& s = engine.state();
-  LoraSet& lora = engine.lora();
   std::int64_t step = 0;
-  const auto gradients = [&] {
-    engine.zero_gradients();
-    engine.forward();
-    device->ops().copy(s.prediction, s.dprediction, Accumulate::kNo);
-    engine.backward();
-  };
-  const auto one_step = [&] {
-    gradients();
-    const double norm = device->ops().sum_of_squares(lora.gradients());
-    AdamW update = lora.adamw();
-    update.gradient_scale = static_cast<float>(clip_factor(norm, 1.0));
-    update.step = ++step;
-    device->ops().adamw(update);
-  };
+  const auto gradients = [&] { compute_gradients(engine); };
+  const auto one_step = [&] { training_step(engine, ++step); };
   constexpr int kWarmUps = 5;  // plans of matrix products, clocks
   for (int i = 0; i < kWarmUps; ++i) one_step();
   std::vector<double> times(static_cast<std::size_t>(options.repeats));
   for (double& time : times) time = seconds_of(one_step, device.get());
   const double seconds = median(times);
-  const StepFlops flops = count_flops(s, lora, options.checkpointing);
+  const StepFlops flops = count_flops(engine.state(), engine.lora(), options.checkpointing);
   const double rate = flops.total() / seconds * 1e-9;
   if (!device->reads_host_memory()) {
     DeviceStep measured{.seconds = seconds, .flop = flops.total()};
