@@ -35,8 +35,9 @@ int run_loss(const std::string& config_path, const std::string& lora, std::int64
   TrainingSet data = load_training_set(config, parts, slab.flux_shape(), *device);
   SavedLoras loras;
   if (!lora.empty()) loras = load_loras({lora}, slab.flux_shape());
-  FluxEngine engine(*device, slab,
-                    {.batch = config.training.batch_size, .sequences = sequences_of(data), .lora = loras.targets});
+  FluxEngine engine(
+      *device, slab,
+      {.batch = config.training.batch_size, .sequences = sequences_of(data), .residency = {}, .lora = loras.targets});
   loras.upload(engine);
   const double loss = fixed_draw_loss(engine, data, 0, draws, config.training.guidance);
   if (json) {
