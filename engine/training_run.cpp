@@ -70,9 +70,16 @@ TrainingRun::TrainingRun(Device& device, const Slab& slab, const TrainConfig& co
                             .name = config.name,
                             .total_steps = config.training.steps,
                             .timestamps = config.timestamps};
-  if (resumed_) take_up(*resumed_);
-  metrics_.emplace(logs, resumed_ ? resumed_->state().logs : Metrics::Positions());
-  resumed_.reset();
+  Metrics::Positions positions;
+  if (resumed_) {
+    take_up(*resumed_);
+    // A state of another folder says nothing about the logs of this one.
+    if (fs::equivalent(fs::absolute(resumed_->path()).parent_path(), config.output_dir)) {
+      positions = resumed_->state().logs;
+    }
+    resumed_.reset();
+  }
+  metrics_.emplace(logs, positions);
 }
 
 std::string TrainingRun::output(const std::string& name) const {
