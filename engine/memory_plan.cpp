@@ -162,7 +162,7 @@ class Planner {
 
 RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
   RunSizes sizes;
-  LoraSet lora(run.lora);
+  LoraSet lora(run.lora, run.lora_memory);
   // Addresses without memory: adapters that are there have views that are not null.
   auto* nowhere = reinterpret_cast<std::byte*>(Carver::kAlignment);  // NOLINT(performance-no-int-to-ptr)
   const auto measure = [&](const auto& layout) {
@@ -173,8 +173,8 @@ RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
   sizes.adapters = measure([&](Carver& carver) { lora.layout(carver); });
   for (const Sequence& sequence : run.sequences) {
     flux::State state = flux_state(slab, run, sequence, lora, activations);
-    View target;
-    sizes.shared.push_back(measure([&](Carver& carver) { flux_layout(carver, state, target); }));
+    LossInputs loss;
+    sizes.shared.push_back(measure([&](Carver& carver) { flux_layout(carver, state, loss); }));
     const std::vector<Stage> stages = flux::stages(state, lora);
     sizes.stages.resize(stages.size());
     for (std::size_t i = 0; i < stages.size(); ++i) {
