@@ -45,8 +45,8 @@ class Planner {
  public:
   Planner(const Slab& slab, const FluxRun& run, const RunSizes& sizes, const DeviceRates& rates, std::size_t scratch)
       : slab_(slab), run_(run), sizes_(sizes), rates_(rates), fixed_(rates.context + sizes.adapters + scratch) {
-    std::set<std::string> all;
-    for (const RunSizes::StageSize& stage : sizes.stages) all.insert(stage.id);
+    std::vector<std::string> all;
+    for (const RunSizes::StageSize& stage : sizes.stages) all.push_back(stage.id);
     slot_ = aligned(slot_bytes(slab, all));
     for (std::size_t i = 0; i < sizes.stages.size(); ++i) (blocks(i) ? blocks_ : others_).push_back(i);
   }
@@ -214,7 +214,7 @@ MemoryPlan plan_memory(const Slab& slab, const FluxRun& run, const RunSizes& siz
   plan.residency = run.residency;
   plan.residency.streamed.clear();
   for (std::size_t i = 0; i < sizes.stages.size(); ++i) {
-    if (!choice.resident[i]) plan.residency.streamed.insert(sizes.stages[i].id);
+    if (!choice.resident[i]) plan.residency.streamed.push_back(sizes.stages[i].id);
     if (choice.keeps[i] && sizes.stages[i].recomputable) plan.kept.insert(sizes.stages[i].id);
   }
   const bool streams = !plan.residency.streamed.empty();

@@ -113,7 +113,7 @@ int run_stream(const SpeedOptions& speed, const StreamOptions& options) {
     compute = json["resident_seconds"] = result.step;
     if (!speed.json) fmt::print("all weights on the device: step {:.4f} s\n", compute);
   }
-  for (const SlabBlock& block : slab.blocks()) run.residency.streamed.insert(block.id);
+  for (const SlabBlock& block : slab.blocks()) run.residency.streamed.push_back(block.id);
   run.residency.slots = options.slots;
   run.residency.readers = options.readers;
   for (const auto& [path, name] : kNames) {
