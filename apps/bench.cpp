@@ -122,6 +122,8 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   stream_command->add_option("--readers", stream.readers, "threads; 0: chosen")->check(CLI::Range(0, 256));
   stream_command->add_flag("!--no-resident", stream.resident, "do not measure with all weights on the device");
+  step_command->add_option("--budget", speed.budget, "GiB of device memory to keep to; 0: everything stays there")
+      ->check(CLI::Range(0.0, 4096.0));
   auto* sampling_command = app.add_subcommand("sampling", "time of a sampling step");
   auto* t5_command = app.add_subcommand("t5", "time of a prompt in the T5 encoder");
   auto* vae_command = app.add_subcommand("vae", "time of the autoencoder on a picture of 16 x 16 pixels per token");

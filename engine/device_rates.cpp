@@ -52,6 +52,7 @@ constexpr std::array kCards{
     Card{"a100-80gb", 80, 312, 25},     Card{"l40s", 48, 181, 25},        Card{"h100", 79, 800, 54}};
 constexpr double kReached = 0.5;  // of the products' rate, by whole blocks; measured on an H100 only
 constexpr std::size_t kContext = std::size_t{600} << 20U;
+constexpr std::size_t kScratch = std::size_t{256} << 20U;
 
 }  // namespace
 
@@ -74,6 +75,7 @@ DeviceRates measure_rates(Device& device, const Slab& slab, const FluxRun& run) 
       forward += stage.work.forward();
       if (stage.has_backward) backward += stage.work.backward();
     }
+    rates.scratch = engine.arena().scratch_bytes();
     for (int i = 0; i <= kRepeats; ++i) {
       engine.runner().measure();
       engine.forward();
@@ -104,7 +106,8 @@ DeviceRates card_rates(const std::string& name) {
               .context = kContext,
               .forward = rate,
               .backward = rate,
-              .copies = card.copies * 1e9};
+              .copies = card.copies * 1e9,
+              .scratch = kScratch};
     }
     names += std::string(names.empty() ? "" : ", ") + card.name;
   }

@@ -13,6 +13,7 @@
 namespace squareq {
 namespace {
 
+constexpr std::size_t kMargin = std::size_t{256} << 20U;  // left free where there is no budget
 constexpr std::size_t kFewestSlots = 4;  // a stage takes two, so the next one can come while it computes
 
 double gib(std::size_t bytes) { return static_cast<double>(bytes) / 0x1p30; }
@@ -43,8 +44,8 @@ struct Choice {
 
 class Planner {
  public:
-  Planner(const Slab& slab, const FluxRun& run, const RunSizes& sizes, const DeviceRates& rates, std::size_t scratch)
-      : slab_(slab), run_(run), sizes_(sizes), rates_(rates), fixed_(rates.context + sizes.adapters + scratch) {
+  Planner(const Slab& slab, const FluxRun& run, const RunSizes& sizes, const DeviceRates& rates)
+      : slab_(slab), run_(run), sizes_(sizes), rates_(rates), fixed_(rates.context + sizes.adapters + rates.scratch) {
     std::vector<std::string> all;
     for (const RunSizes::StageSize& stage : sizes.stages) all.push_back(stage.id);
     slot_ = aligned(slot_bytes(slab, all));
@@ -111,6 +112,8 @@ class Planner {
     };
     for (const std::size_t k : order) stay(blocks_[k]);
     for (const std::size_t k : spread(others_.size())) stay(others_[k]);
+    const bool streams = std::find(choice.resident.begin(), choice.resident.end(), false) != choice.resident.end();
+    if (!streams) choice.bytes -= slots * slot_;
     choice.seconds = seconds(choice);
     return choice;
   }
@@ -126,7 +129,7 @@ class Planner {
     for (std::size_t i = 0; i < sizes_.stages.size(); ++i) add(i, sizes_.stages[i].work.forward() / rates_.forward);
     for (std::size_t i = sizes_.stages.size(); i-- > 0;) {
       const RunSizes::StageSize& stage = sizes_.stages[i];
-      if (!stage.has_backward) continue;
+      if (!stage.weights_in_backward) continue;
       const double again = choice.keeps[i] ? 0.0 : stage.work.forward() / rates_.forward;
       add(i, again + stage.work.backward() / rates_.backward);
     }
@@ -182,7 +185,7 @@ RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
       size.id = stages[i].id;
       size.weights = slab.block(size.id).bytes;
       size.recomputable = stages[i].recomputable;
-      size.has_backward = stages[i].has_backward;
+      size.weights_in_backward = stages[i].has_backward && stages[i].weights_in_backward;
       if (stages[i].work.forward() > size.work.forward()) size.work = stages[i].work;
       size.saved.push_back(measure([&](Carver& carver) { stages[i].saved(carver); }));
     }
@@ -203,14 +206,14 @@ FluxRun MemoryPlan::apply(FluxRun run) const {
 }
 
 MemoryPlan plan_memory(const Slab& slab, const FluxRun& run, const RunSizes& sizes, const DeviceRates& rates,
-                       std::size_t scratch, std::size_t budget) {
-  const Planner planner(slab, run, sizes, rates, scratch);
+                       std::size_t budget) {
+  const Planner planner(slab, run, sizes, rates);
   const Choice choice = planner.best(budget);
   if (choice.resident.empty()) {
     const Choice smallest = planner.smallest();
     refuse(sizes, smallest.bytes, planner.activations(smallest), budget);
   }
-  MemoryPlan plan{.seconds = choice.seconds, .rates = rates};
+  MemoryPlan plan{.budget = budget, .seconds = choice.seconds, .rates = rates};
   plan.residency = run.residency;
   plan.residency.streamed.clear();
   for (std::size_t i = 0; i < sizes.stages.size(); ++i) {
@@ -218,7 +221,7 @@ MemoryPlan plan_memory(const Slab& slab, const FluxRun& run, const RunSizes& siz
     if (choice.keeps[i] && sizes.stages[i].recomputable) plan.kept.insert(sizes.stages[i].id);
   }
   const bool streams = !plan.residency.streamed.empty();
-  plan.residency.slots = choice.slots;
+  plan.residency.slots = streams ? choice.slots : 0;
   // What streams may be less than all, and need smaller slots than planned.
   const std::size_t slot = streams ? aligned(slot_bytes(slab, plan.residency.streamed)) : 0;
   plan.purposes = {{"driver and kernels", rates.context},
@@ -226,16 +229,32 @@ MemoryPlan plan_memory(const Slab& slab, const FluxRun& run, const RunSizes& siz
                    {fmt::format("weights that stay ({} of {} stages)",
                                 sizes.stages.size() - plan.residency.streamed.size(), sizes.stages.size()),
                     planner.resident_bytes(choice)},
-                   {fmt::format("{} slots for weights that stream", streams ? choice.slots : 0), choice.slots * slot},
+                   {fmt::format("{} slots for weights that stream", streams ? choice.slots : 0),
+                    (streams ? choice.slots : 0) * slot},
                    {fmt::format("activations ({} of {} blocks keep theirs)", plan.kept.size(),
                                 std::count_if(sizes.stages.begin(), sizes.stages.end(),
                                               [](const auto& stage) { return stage.recomputable; })),
                     planner.activations(choice)},
-                   {"scratch of the operations", scratch}};
+                   {"scratch of the operations", rates.scratch}};
   return plan;
 }
 
-std::string plan_text(const MemoryPlan& plan, std::size_t budget) {
+MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, double budget_gib) {
+  const DeviceRates rates = measure_rates(device, slab, run);
+  const DeviceMemory memory = device.memory();
+  const std::size_t most = memory.free + rates.context;
+  const auto wanted = static_cast<std::size_t>(budget_gib * 0x1p30);
+  if (wanted > most) {
+    throw ConfigError({.where = "vram_budget_gb",
+                       .found = fmt::format("{:.2f} GiB", budget_gib),
+                       .expected = fmt::format("at most {:.2f} GiB, which {} has left", gib(most), rates.name),
+                       .advice = "end other programs that use its memory, or lower the budget"});
+  }
+  const std::size_t budget = budget_gib > 0.0 ? wanted : most - std::min(most, kMargin);
+  return plan_memory(slab, run, measure_run(slab, run, device.ops().activation_type()), rates, budget);
+}
+
+std::string plan_text(const MemoryPlan& plan) {
   constexpr std::string_view kLetters = "daWSAs";
   constexpr double kWidth = 64.0;
   std::string text, bar;
@@ -243,12 +262,12 @@ std::string plan_text(const MemoryPlan& plan, std::size_t budget) {
   for (std::size_t i = 0; i < plan.purposes.size(); ++i) {
     const auto& [purpose, bytes] = plan.purposes[i];
     text += fmt::format("{:9.3f} GiB  {}  {}\n", gib(bytes), kLetters[i % kLetters.size()], purpose);
-    end += static_cast<double>(bytes) / static_cast<double>(budget) * kWidth;
+    end += static_cast<double>(bytes) / static_cast<double>(plan.budget) * kWidth;
     const auto width = static_cast<std::size_t>(std::lround(end));
     bar.resize(std::max(bar.size(), width), kLetters[i % kLetters.size()]);
   }
   bar.resize(std::max(bar.size(), static_cast<std::size_t>(kWidth)), '.');
-  text += fmt::format("{:9.3f} GiB  of {:.3f} GiB\n[{}]\n", gib(plan.total()), gib(budget), bar);
+  text += fmt::format("{:9.3f} GiB  of {:.3f} GiB\n[{}]\n", gib(plan.total()), gib(plan.budget), bar);
   text += fmt::format("{:.3f} s/step predicted for {}{}\n", plan.seconds, plan.rates.name,
                       plan.rates.projected ? ", a projection: nothing was measured" : "");
   return text;

@@ -19,7 +19,8 @@ struct DeviceRates {
   std::size_t context = 0;  // of these, what the driver takes for this process
   double forward = 0.0;     // floating-point operations a second of whole blocks
   double backward = 0.0;
-  double copies = 0.0;  // bytes a second from host to device
+  double copies = 0.0;      // bytes a second from host to device
+  std::size_t scratch = 0;  // bytes of the operations
 };
 
 // Runs the first blocks of the network and a copy. The engine that comes after it finds the kernels loaded, so that
@@ -35,7 +36,7 @@ struct RunSizes {
     std::string id;
     std::size_t weights = 0;
     bool recomputable = false;
-    bool has_backward = false;
+    bool weights_in_backward = false;
     StageWork work;                  // of the largest sequence
     std::vector<std::size_t> saved;  // by sequence
   };
@@ -49,19 +50,24 @@ struct MemoryPlan {
   Residency residency;
   std::set<std::string> kept;
   std::vector<std::pair<std::string, std::size_t>> purposes;  // bytes; their sum is what the driver will report
-  double seconds = 0.0;                                       // predicted, of a step
+  std::size_t budget = 0;
+  double seconds = 0.0;  // predicted, of a step
   DeviceRates rates;
 
   std::size_t total() const;
   FluxRun apply(FluxRun run) const;
 };
 
-// The plan with the least predicted time among those within `budget` bytes, context included. `scratch`: of the
-// operations. Throws ConfigError saying what would fit if none does.
+// The plan with the least predicted time among those within `budget` bytes, context included. Throws ConfigError saying
+// what would fit if none does.
 MemoryPlan plan_memory(const Slab& slab, const FluxRun& run, const RunSizes& sizes, const DeviceRates& rates,
-                       std::size_t scratch, std::size_t budget);
+                       std::size_t budget);
+
+// The same for this device, with rates measured now. `budget_gib`: 0 for all memory that is free. ConfigError if that
+// is more than is free.
+MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, double budget_gib);
 
 // A table and a bar.
-std::string plan_text(const MemoryPlan& plan, std::size_t budget);
+std::string plan_text(const MemoryPlan& plan);
 
 }  // namespace squareq

@@ -148,6 +148,7 @@ void PrefetchQueue::work_on(const Job& job, std::unique_lock<std::mutex>& lock) 
     return;
   }
   transfers_.record(*slot.ready, Stream::kCopy);
+  slot.waits_for_load = true;
   slot.pieces_left = 0;
   loaded_.notify_all();
 }
@@ -176,7 +177,8 @@ std::byte* PrefetchQueue::acquire(std::size_t part) {
       parts_[expected_[position_]].uses.pop_front();
     }
   }
-  transfers_.wait(Stream::kCompute, *slot.ready);
+  if (slot.waits_for_load) transfers_.wait(Stream::kCompute, *slot.ready);
+  slot.waits_for_load = false;
   return slot.memory;
 }
 

@@ -65,6 +65,7 @@ class PrefetchQueue {
     std::size_t owner = kNone;    // the part that alone uses this slot
     std::size_t part = kNone;     // what is in it or on its way
     std::size_t pieces_left = 0;  // not yet given to the copy stream
+    bool waits_for_load = false;  // no kernel may start before `ready` has passed
     bool waits_for_use = false;   // no copy may start before `freed` has passed
     bool acquired = false;
     std::unique_ptr<Event> ready, freed;

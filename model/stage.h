@@ -45,7 +45,8 @@ struct Stage {
   bool recomputable = false;
   // False if backward has nothing to do and needs no weights.
   bool has_backward = true;
-  StageWork work;  // of blocks; the rest takes no time to speak of
+  bool weights_in_backward = true;  // false if backward reads none of them
+  StageWork work;                   // of blocks; the rest takes no time to speak of
   std::function<void(WeightVisitor&)> weights;
   std::function<void(Carver&)> saved;  // carves what forward saves (and its scratch)
   std::function<void(Ops&, Pass)> forward;

@@ -10,6 +10,7 @@
 #include "apps/bench/flops.h"
 #include "apps/bench/measure.h"
 #include "apps/bench/training_step.h"
+#include "engine/memory_plan.h"
 #include "engine/pipeline.h"
 #include "kernels/cpu/gemm.h"
 
@@ -100,19 +101,31 @@ int run_block(const SpeedOptions& options) {
 int run_step(const SpeedOptions& options) {
   const Slab slab(options.slab);
   const std::unique_ptr<Device> device = open_device(options.device, options.threads, options.compute);
-  FluxEngine engine(*device, slab, training_run(options, slab.flux_shape()));
+  FluxRun run = training_run(options, slab.flux_shape());
+  if (options.budget > 0.0) {
+    const MemoryPlan plan = plan_for(*device, slab, run, options.budget);
+    if (!options.json) fmt::print("{}", plan_text(plan));
+    run = plan.apply(std::move(run));
+  }
+  FluxEngine engine(*device, slab, run);
   set_random_inputs(engine);
   std::int64_t step = 0;
   const auto gradients = [&] { compute_gradients(engine); };
   const auto one_step = [&] { training_step(engine, ++step); };
   constexpr int kWarmUps = 5;  // plans of matrix products, clocks
   for (int i = 0; i < kWarmUps; ++i) one_step();
+  const std::int64_t allocations = device->allocations();
   std::vector<double> times(static_cast<std::size_t>(options.repeats));
   for (double& time : times) time = seconds_of(one_step, device.get());
   const double seconds = median(times);
   const StepFlops flops = count_flops(engine.state(), engine.lora(), options.checkpointing);
   const double rate = flops.total() / seconds * 1e-9;
   if (!device->reads_host_memory()) {
+    if (!options.json) {
+      fmt::print("driver: {:.1f} MiB in use by this process; {} device allocations in {} steps\n",
+                 static_cast<double>(device->memory().ours) / 0x1p20, device->allocations() - allocations,
+                 options.repeats);
+    }
     DeviceStep measured{.seconds = seconds, .flop = flops.total()};
     for (double& time : times) time = seconds_of(gradients, device.get());
     measured.gradient_seconds = median(times);

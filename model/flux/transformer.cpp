@@ -300,6 +300,7 @@ std::vector<Stage> stages(State& s, const LoraSet& lora) {
     bool modulation_needed = s.vec_gradient;
     for (const Linear& linear : modulation.linears) modulation_needed |= linear.trained();
     list.push_back(make_stage(s, "modulation." + id, std::move(modulation), gradients && modulation_needed));
+    list.back().weights_in_backward = s.vec_gradient;  // adapters alone need inputs and gradients only
     block.modulation_gradient &= gradients;
     block.input_gradient = below;
     const bool needed = below || block.modulation_gradient || trains_any(lora, id + ".");

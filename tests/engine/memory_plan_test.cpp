@@ -40,7 +40,7 @@ struct Setup {
   }
 
   MemoryPlan plan(std::size_t budget) const {
-    return plan_memory(*slab, run, measure_run(*slab, run, DType::F32), rates, 0, budget);
+    return plan_memory(*slab, run, measure_run(*slab, run, DType::F32), rates, budget);
   }
   std::size_t least() const {
     std::size_t low = 0;
