@@ -2,14 +2,15 @@
 #include <CLI/CLI.hpp>
 
 #include "apps/bench/attention.h"
-#include "apps/bench/gemm.h"
 #include "apps/bench/data.h"
 #include "apps/bench/decode.h"
+#include "apps/bench/gemm.h"
 #include "apps/bench/inference.h"
 #include "apps/bench/operations.h"
 #include "apps/bench/parity.h"
 #include "apps/bench/replay.h"
 #include "apps/bench/speed.h"
+#include "apps/bench/stream.h"
 #include "apps/bench/tokens.h"
 #include "apps/device_options.h"
 #include "apps/program.h"
@@ -34,8 +35,9 @@ int run_loss(const std::string& config_path, const std::string& lora, std::int64
   TrainingSet data = load_training_set(config, parts, slab.flux_shape(), *device);
   SavedLoras loras;
   if (!lora.empty()) loras = load_loras({lora}, slab.flux_shape());
-  FluxEngine engine(*device, slab,
-                    {.batch = config.training.batch_size, .sequences = sequences_of(data), .lora = loras.targets});
+  FluxEngine engine(
+      *device, slab,
+      {.batch = config.training.batch_size, .sequences = sequences_of(data), .residency = {}, .lora = loras.targets});
   loras.upload(engine);
   const double loss = fixed_draw_loss(engine, data, 0, draws, config.training.guidance);
   if (json) {
@@ -108,21 +110,35 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   auto* block_command = app.add_subcommand("block", "time of every kind of stage");
   auto* step_command = app.add_subcommand("step", "time and rate of a training step");
+  auto* stream_command = app.add_subcommand("stream", "training steps with streamed weights, by host path");
+  StreamOptions stream;
+  stream_command->add_option("--host-path", stream.paths, "registered, ring or direct; all of them if not given")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, squareq::HostPath>{{"registered", squareq::HostPath::kRegistered},
+                                                   {"ring", squareq::HostPath::kRing},
+                                                   {"direct", squareq::HostPath::kDirect}}));
+  stream_command->add_option("--slots", stream.slots, "of device memory for the weights")
+      ->check(CLI::Range(3, 1000))
+      ->capture_default_str();
+  stream_command->add_option("--readers", stream.readers, "threads; 0: chosen")->check(CLI::Range(0, 256));
+  stream_command->add_flag("!--no-resident", stream.resident, "do not measure with all weights on the device");
+  step_command->add_option("--budget", speed.budget, "GiB of device memory to keep to; 0: everything stays there")
+      ->check(CLI::Range(0.0, 4096.0));
   auto* sampling_command = app.add_subcommand("sampling", "time of a sampling step");
   auto* t5_command = app.add_subcommand("t5", "time of a prompt in the T5 encoder");
   auto* vae_command = app.add_subcommand("vae", "time of the autoencoder on a picture of 16 x 16 pixels per token");
-  for (auto* command : {block_command, step_command, sampling_command, t5_command}) {
+  for (auto* command : {block_command, step_command, stream_command, sampling_command, t5_command}) {
     command->add_option("SLAB", speed.slab, "slab of the network (squareq-slab build or synth)")->required();
     command->add_option("--text", speed.text, "text tokens")->check(CLI::Range(1, 4096))->capture_default_str();
   }
-  for (auto* command : {block_command, step_command, sampling_command, vae_command}) {
+  for (auto* command : {block_command, step_command, stream_command, sampling_command, vae_command}) {
     command->add_option("--rows", speed.rows, "of image tokens")->check(CLI::Range(1, 1024))->capture_default_str();
     command->add_option("--cols", speed.cols, "of image tokens")->check(CLI::Range(1, 1024))->capture_default_str();
   }
-  for (auto* command : {block_command, step_command, sampling_command}) {
+  for (auto* command : {block_command, step_command, stream_command, sampling_command}) {
     command->add_option("--batch", speed.batch)->check(CLI::Range(1, 1024))->capture_default_str();
   }
-  for (auto* command : {block_command, step_command}) {
+  for (auto* command : {block_command, step_command, stream_command}) {
     command->add_option("--rank", speed.rank)->check(CLI::Range(1, 1024))->capture_default_str();
     command->add_option("--targets", speed.targets, "linears with an adapter")
         ->check(CLI::IsMember({"attention", "attention+mlp", "all-linear"}))
@@ -139,8 +155,8 @@ int main(int argc, char** argv) {
   attention_command->add_option("--features", attention.features, "of a head")
       ->check(CLI::Range(1, 128))
       ->capture_default_str();
-  for (auto* command :
-       {gemm_command, block_command, step_command, sampling_command, t5_command, vae_command, attention_command}) {
+  for (auto* command : {gemm_command, block_command, step_command, stream_command, sampling_command, t5_command,
+                        vae_command, attention_command}) {
     command->add_option("--repeats", speed.repeats, "the median counts")
         ->check(CLI::Range(1, 1000))
         ->capture_default_str();
@@ -167,6 +183,7 @@ int main(int argc, char** argv) {
     }
     if (*loss_command) return run_loss(config, lora, draws, json);
     if (*gemm_command) return run_gemm(size, speed);
+    if (*stream_command) return run_stream(speed, stream);
     if (*sampling_command) return run_sampling(speed);
     if (*t5_command) return run_t5(speed);
     if (*vae_command) return run_vae(speed);

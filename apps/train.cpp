@@ -11,6 +11,7 @@
 #include "engine/config.h"
 #include "engine/import_config.h"
 #include "engine/kernel_cache.h"
+#include "engine/memory_plan.h"
 #include "engine/pipeline.h"
 #include "engine/training_run.h"
 #include "io/file.h"
@@ -59,6 +60,34 @@ int train(const std::string& config_path) {
   return 0;
 }
 
+// The largest bucket stands for all.
+int print_plan(const std::string& config_path, const std::string& card) {
+  const TrainConfig config = load_train_config(config_path);
+  const ModelParts parts = configured_parts(config);
+  const Slab slab(
+      ensure_slab({.checkpoint = parts.transformer,
+                   .slab = config.slab,
+                   .cache_dir = config.cache_dir,
+                   .codec = config.quantize == TrainConfig::Quantize::kInt8 ? Codec::kInt8Rows : Codec::kFloat,
+                   .axes = config.axes_dims_rope,
+                   .threads = static_cast<int>(config.threads)}));
+  const FluxShape& shape = slab.flux_shape();
+  const std::int64_t text = config.data.text_length > 0 ? config.data.text_length : text_length(parts, shape.guidance);
+  const auto [width, height] = config.data.largest();
+  const FluxRun run = training_run(config, shape, {make_sequence(text, {.rows = height / 16, .cols = width / 16})});
+  MemoryPlan plan;
+  if (card.empty()) {
+    const std::unique_ptr<Device> device = open_device(config.device, config.threads, config.compute);
+    plan = plan_for(*device, slab, run, config.vram_budget_gb);
+  } else {
+    const DeviceRates rates = card_rates(card);
+    const auto wanted = static_cast<std::size_t>(config.vram_budget_gb * 0x1p30);
+    plan = plan_memory(slab, run, measure_run(slab, run, DType::BF16), rates, wanted > 0 ? wanted : rates.memory);
+  }
+  fmt::print("{}", plan_text(plan));
+  return 0;
+}
+
 int import_settings(const std::string& trainer, const std::string& path, const std::string& output) {
   const ImportedConfig config =
       import_config(trainer == "kohya" ? ForeignTrainer::kKohya : ForeignTrainer::kAiToolkit, path);
@@ -83,6 +112,9 @@ int main(int argc, char** argv) {
   bool schema = false;
   app.add_flag("--config-schema", schema,
                "print a JSON Schema of the settings for editors (configs/schema.json) and stop");
+  bool all_settings = false;
+  app.add_flag("--config-template", all_settings,
+               "print a configuration with every setting and its meaning (configs/all-settings.json) and stop");
   app.add_flag("--config-reference", reference, "print the documentation of every setting (docs/config.md) and stop");
   bool check = false;
   bool json = false;
@@ -90,6 +122,11 @@ int main(int argc, char** argv) {
                                   "report on pictures and captions, write a contact sheet, and stop; "
                                   "status 1 if something prevents training");
   app.add_flag("--json", json, "with --check-data: print JSON")->needs(check_data);
+  bool plan = false;
+  std::string card;
+  auto* plan_flag = app.add_flag("--plan", plan, "print what the run takes of the device's memory, and stop");
+  app.add_option("--card", card, "with --plan: project for a card by name (rtx3090, rtx4090, ...) instead")
+      ->needs(plan_flag);
   std::string trainer;
   std::string output;
   auto* from = app.add_option("--from", trainer, "turn the settings of another trainer into ours, and stop")
@@ -100,6 +137,10 @@ int main(int argc, char** argv) {
       fmt::print("{}", squareq::config_reference_markdown());
       return 0;
     }
+    if (all_settings) {
+      fmt::print("{}", squareq::config_template_json());
+      return 0;
+    }
     if (schema) {
       fmt::print("{}", squareq::config_schema_json());
       return 0;
@@ -107,6 +148,7 @@ int main(int argc, char** argv) {
     if (config.empty()) throw CLI::RequiredError("config");
     if (check) return squareq::run_data_check(config, json);
     if (!trainer.empty()) return squareq::import_settings(trainer, config, output);
+    if (plan) return squareq::print_plan(config, card);
     return squareq::train(config);
   });
 }

@@ -1,6 +1,11 @@
 #include "engine/arena.h"
 
+#include <fmt/format.h>
+
 #include <limits>
+#include <new>
+
+#include "kernels/base/error.h"
 
 namespace squareq {
 
@@ -15,10 +20,19 @@ Arena::Arena(Device& device, const std::function<void(Carver&)>& layout, const s
     layout(rehearsal);
     work(device.ops());
   });
-  const std::size_t bytes = measure.used() + scratch;
-  memory_ = device.allocate(bytes);
-  device.ops().tune(View(memory_.get(), DType::U8, 1, 1, static_cast<std::int64_t>(bytes)));
-  Carver carver(memory_.get(), bytes);
+  bytes_ = measure.used() + scratch;
+  try {
+    memory_ = device.allocate(bytes_);
+  } catch (const std::bad_alloc&) {
+    const DeviceMemory memory = device.memory();
+    const auto gib = [](std::size_t count) { return fmt::format("{:.2f} GiB", static_cast<double>(count) / 0x1p30); };
+    throw ConfigError({.where = "memory of " + device.name(),
+                       .found = gib(memory.free) + " free of " + gib(memory.total),
+                       .expected = gib(bytes_),
+                       .advice = "end other programs that use it, or set or lower vram_budget_gb"});
+  }
+  device.ops().tune(View(memory_.get(), DType::U8, 1, 1, static_cast<std::int64_t>(bytes_)));
+  Carver carver(memory_.get(), bytes_);
   layout(carver);
   scratch_ = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(scratch));
 }

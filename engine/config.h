@@ -1,8 +1,9 @@
 // The settings of one training run: a JSON file in, a checked plain struct out.
 //
 // One table (config_table.cpp) names every field with its type, range and meaning; parsing, validation, the written-out
-// form, docs/config.md and configs/schema.json all come from it, so they cannot disagree. Whatever is unknown, of the
-// wrong type or out of range throws ConfigError naming the file and the field, what was found and what is expected.
+// form, docs/config.md, configs/schema.json and configs/all-settings.json all come from it, so they cannot disagree.
+// Whatever is unknown, of the wrong type or out of range throws ConfigError naming the file and the field, what was
+// found and what is expected.
 #pragma once
 
 #include <array>
@@ -12,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/host_path.h"
 #include "io/lora_file.h"
 #include "kernels/base/dtype.h"
 #include "kernels/device.h"
@@ -166,6 +168,8 @@ struct TrainConfig {
   std::int64_t log_every = 1;  // steps
   Device device = Device::kAuto;
   DeviceOptions compute;
+  double vram_budget_gb = 0.0;  // GiB of the device, what the driver takes included; 0: no limit of ours
+  HostPath host_path = HostPath::kAuto;
   std::int64_t threads = 0;  // 0: one per hardware thread
 };
 
@@ -197,6 +201,9 @@ bool is_lora_target(const LoraConfig& lora, std::string_view linear);
 
 // The contents of docs/config.md.
 std::string config_reference_markdown();
+
+// The contents of configs/all-settings.json, a configuration with every setting and its meaning.
+std::string config_template_json();
 
 // The contents of configs/schema.json, a JSON Schema of configuration files for editors.
 std::string config_schema_json();

@@ -1,4 +1,7 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
 
 #include "engine/config_table.h"
 
@@ -60,7 +63,64 @@ std::string default_text(const ConfigField& field) {
   return fmt::format("`{}`", field.get(TrainConfig{}).dump());
 }
 
+// As a comment of lines of at most 116 characters.
+std::string commented(const std::string& text, const std::string& indent) {
+  constexpr std::size_t kWidth = 116;
+  std::string result;
+  std::string line = indent + "//";
+  for (std::size_t begin = 0; begin < text.size();) {
+    const std::size_t end = std::min(text.find(' ', begin), text.size());
+    if (line.size() + 1 + end - begin > kWidth) {
+      result += line + "\n";
+      line = indent + "//";
+    }
+    line += " " + text.substr(begin, end - begin);
+    begin = end + 1;
+  }
+  return result + line + "\n";
+}
+
+// Fields of one section. Those that have no value stand in comments.
+std::string template_of(const std::string& section, const TrainConfig& config, const std::string& indent) {
+  std::string text;
+  std::string comments;  // before the next field with a value
+  for (const ConfigField& field : config_fields()) {
+    if (field.section() != section) continue;
+    const nlohmann::ordered_json value = field.get(config);
+    comments += commented(field.doc, indent);
+    if (value.is_null()) {
+      comments += commented(fmt::format("\"{}\": {}", field.leaf(), field.expected), indent);
+    } else {
+      if (!text.empty()) text += ",\n";
+      text += comments + fmt::format("{}\"{}\": {}", indent, field.leaf(), value.dump());
+      comments.clear();
+    }
+  }
+  if (!comments.empty()) comments.insert(0, "\n").pop_back();
+  return text + comments;
+}
+
 }  // namespace
+
+std::string config_template_json() {
+  TrainConfig config;
+  config.model = "../FLUX.1-dev";
+  config.output_dir = "../output/all-settings";
+  config.cache_dir = "../cache";
+  config.data.folder = "../pictures";
+  config.data.resolution = {512, 768, 1024};
+  config.lora.alpha = static_cast<double>(config.lora.rank);
+  std::string text = "{\n  \"$schema\": \"schema.json\",\n";
+  text += commented("Every setting, with its meaning and, but for the first paths, its default.", "  ");
+  std::vector<std::string> parts{template_of("", config, "  ")};
+  for (const ConfigField& field : config_fields()) {
+    const std::string section = field.section();
+    const std::string head = fmt::format("  \"{}\": {{\n", section);
+    if (section.empty() || parts.back().starts_with(head)) continue;
+    parts.push_back(head + template_of(section, config, "    ") + "\n  }");
+  }
+  return text + fmt::format("{}", fmt::join(parts, ",\n")) + "\n}\n";
+}
 
 std::string config_reference_markdown() {
   std::string text = kIntroduction;

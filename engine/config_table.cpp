@@ -249,6 +249,19 @@ void add_run_fields(std::vector<ConfigField>& t) {
       "Products with INT8 weights on a GPU. `w8a16`: in bfloat16. `w8a8`: activations are rounded to INT8 too, token "
       "by "
       "token, which is faster and less exact. The CPU computes in float32 whatever stands here."));
+  t.push_back(
+      number(FIELD(vram_budget_gb), {.low = 0.0, .high = 4096.0},
+             "Memory of the device that the run may use, in GiB (2^30 bytes), with what the driver takes for it. "
+             "Weights that do not fit stream from the slab, and blocks compute their activations again. 0: as "
+             "much as is free."));
+  t.push_back(choice(FIELD(host_path),
+                     std::vector<std::pair<std::string, HostPath>>{{"auto", HostPath::kAuto},
+                                                                   {"registered", HostPath::kRegistered},
+                                                                   {"ring", HostPath::kRing},
+                                                                   {"direct", HostPath::kDirect}},
+                     "How weights that stream are read. `registered`: by the device from the mapped slab. `ring`: by "
+                     "threads into pinned memory. `direct`: the same past the page cache, for a slab larger than the "
+                     "machine's memory. `auto`: the first that works."));
   t.push_back(integer(FIELD(threads), 0, 1024, "CPU threads; 0: one per hardware thread."));
 }
 

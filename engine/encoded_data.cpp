@@ -22,6 +22,26 @@ std::vector<float> mirrored_rows(std::vector<float> weights, std::int64_t cols) 
   return weights;
 }
 
+// Writes records while the next one is computed: making a file durable takes milliseconds.
+class BackgroundStore {
+ public:
+  explicit BackgroundStore(const Cache& cache) : cache_(cache) {}
+
+  void operator()(CacheKey key, Record record) {
+    finish();
+    pending_ = std::async(std::launch::async,
+                          [this, key = std::move(key), record = std::move(record)] { cache_.store(key, record); });
+  }
+  // Waits for the last one; its error is thrown here.
+  void finish() {
+    if (pending_.valid()) pending_.get();
+  }
+
+ private:
+  const Cache& cache_;
+  std::future<void> pending_;
+};
+
 }  // namespace
 
 EncodedData::EncodedData(const TrainConfig& config, const ModelParts& parts, Dataset dataset, std::int64_t text_tokens)
@@ -88,6 +108,7 @@ void EncodedData::encode_pictures(Device& device) {
     return load_sample(picture, folder_of(picture), dataset_.buckets[missing[i].bucket], budget);
   });
   ProgressLog log("encoding pictures");
+  BackgroundStore store(cache_);
   for (std::size_t i = 0; i < missing.size(); ++i) {
     const Picture& picture = dataset_.pictures[missing[i].picture];
     const Bucket& bucket = dataset_.buckets[missing[i].bucket];
@@ -101,9 +122,10 @@ void EncodedData::encode_pictures(Device& device) {
       record["latent_mirrored"] = {.shape = shape, .values = latent_of(vae, sample.image, picture.hash, true)};
     }
     if (!sample.weights.empty()) record["mask"] = {.shape = {rows, cols}, .values = std::move(sample.weights)};
-    cache_.store(latent_key_of(missing[i]), record);
+    store(latent_key_of(missing[i]), std::move(record));
     log(static_cast<double>(i + 1), static_cast<double>(missing.size()));
   }
+  store.finish();
 }
 
 // The draw belongs to the picture, not to its place in the folder.

@@ -1,26 +1,45 @@
 #include "engine/flux_engine.h"
 
+#include <algorithm>
+
 namespace squareq {
+
+flux::State flux_state(const Slab& slab, const FluxRun& run, const Sequence& sequence, const LoraSet& lora,
+                       DType activations) {
+  flux::State state{.shape = slab.flux_shape(),
+                    .sequence = sequence,
+                    .batch = run.batch,
+                    .wanted = run.wanted,
+                    .activations = activations};
+  if (run.blocks_of_each_kind > 0) {
+    state.shape.double_blocks = std::min(state.shape.double_blocks, run.blocks_of_each_kind);
+    state.shape.single_blocks = std::min(state.shape.single_blocks, run.blocks_of_each_kind);
+  }
+  state.sigma.assign(static_cast<std::size_t>(run.batch), 0.0F);
+  state.guidance.assign(static_cast<std::size_t>(run.batch), 1.0F);
+  flux::prepare(state, lora);
+  return state;
+}
+
+void flux_layout(Carver& carver, flux::State& state, LossInputs& loss) {
+  flux::layout(carver, state);
+  const View& prediction = state.prediction;
+  loss.target = carver.take(prediction.dtype, prediction.batch, prediction.rows, prediction.cols);
+  loss.weights = carver.take(DType::F32, prediction.batch, prediction.rows, 1);
+}
 
 FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run)
     : device_(device),
       store_(slab, device, run.residency),
       lora_(run.lora, run.lora_memory),
       keep_(run.keep),
+      kept_(run.kept),
       shapes_(run.sequences.size()) {
   if (shapes_.empty()) throw std::logic_error("FluxEngine: no sequence");
   for (std::size_t i = 0; i < shapes_.size(); ++i) {
-    Shape& shape = shapes_[i];
-    flux::State& state = shape.state;
-    state.shape = slab.flux_shape();
-    state.sequence = run.sequences[i];
-    state.batch = run.batch;
-    state.wanted = run.wanted;
-    state.sigma.assign(static_cast<std::size_t>(run.batch), 0.0F);
-    state.guidance.assign(static_cast<std::size_t>(run.batch), 1.0F);
-    state.activations = device.ops().activation_type();
-    flux::prepare(state, lora_);
-    rotary_table(state.sequence.positions, state.shape.axes, state.shape.theta, shape.cosine, shape.sine);
+    flux::State& state = shapes_[i].state;
+    state = flux_state(slab, run, run.sequences[i], lora_, device.ops().activation_type());
+    rotary_table(state.sequence.positions, state.shape.axes, state.shape.theta, shapes_[i].cosine, shapes_[i].sine);
   }
   arena_ = Arena(
       device_, [&](Carver& carver) { layout(carver); }, [&](Ops& ops) { rehearse(ops); });
@@ -47,7 +66,7 @@ void FluxEngine::layout(Carver& carver) {
   section("adapters, gradients and moments");
   // Stages hold views of the adapters, so they are made after those have memory.
   for (Shape& shape : shapes_) {
-    shape.runner = std::make_unique<Runner>(device_, store_, flux::stages(shape.state, lora_), keep_);
+    shape.runner = std::make_unique<Runner>(device_, store_, flux::stages(shape.state, lora_), keep_, kept_);
   }
   store_.layout(carver, shapes_.front().runner->stages());
   section("weights on the device");
@@ -56,10 +75,7 @@ void FluxEngine::layout(Carver& carver) {
 }
 
 void FluxEngine::layout(Carver& carver, Shape& shape) {
-  flux::layout(carver, shape.state);
-  const View& prediction = shape.state.prediction;
-  shape.target = carver.take(prediction.dtype, prediction.batch, prediction.rows, prediction.cols);
-  shape.loss_weights = carver.take(DType::F32, prediction.batch, prediction.rows, 1);
+  flux_layout(carver, shape.state, shape.loss);
   shape.runner->layout(carver);
 }
 
@@ -69,8 +85,8 @@ void FluxEngine::rehearse(Ops& ops) {
     const flux::State& state = shape.state;
     std::vector<float> values(static_cast<std::size_t>(state.batch));
     ops.flow_loss({.prediction = state.prediction,
-                   .target = shape.target,
-                   .weight = shape.loss_weights,
+                   .target = shape.loss.target,
+                   .weight = shape.loss.weights,
                    .gradient_weight = values,
                    .loss = values,
                    .dprediction = state.dprediction});

@@ -20,10 +20,25 @@ struct FluxRun {
   std::vector<Sequence> sequences;  // one for every shape that a batch may have
   flux::Wanted wanted;
   Keep keep = Keep::kNothing;
+  std::set<std::string> kept;  // see Runner
   Residency residency;
   std::vector<LoraTarget> lora;
   LoraMemory lora_memory;
+  // Of a shorter network, the first blocks of the slab's (for measurements); 0: all.
+  std::int64_t blocks_of_each_kind = 0;
 };
+
+// What a loss reads beside the prediction.
+struct LossInputs {
+  View target;   // as state.prediction
+  View weights;  // [B, T, 1] F32
+};
+
+// The state of one sequence of a run, without memory.
+flux::State flux_state(const Slab& slab, const FluxRun& run, const Sequence& sequence, const LoraSet& lora,
+                       DType activations);
+// Carves what is not of one stage alone.
+void flux_layout(Carver& carver, flux::State& state, LossInputs& loss);
 
 class FluxEngine {
  public:
@@ -37,9 +52,9 @@ class FluxEngine {
   void select(std::size_t sequence);
 
   Device& device() { return device_; }
-  flux::State& state() { return shape().state; }               // of the selected sequence
-  const View& target() { return shape().target; }              // as state().prediction, for whoever computes a loss
-  const View& loss_weights() { return shape().loss_weights; }  // [B, T, 1] F32, for the same
+  flux::State& state() { return shape().state; }  // of the selected sequence
+  const View& target() { return shape().loss.target; }
+  const View& loss_weights() { return shape().loss.weights; }
   LoraSet& lora() { return lora_; }
 
   // One sample's inputs; sizes as in flux::State without the batch axis.
@@ -62,6 +77,13 @@ class FluxEngine {
   void zero_gradients();
   void initialise_lora(LoraInit init, std::uint64_t seed);
 
+  // Runs the stages of the selected sequence.
+  Runner& runner() { return *shape().runner; }
+
+  const SlabStore& weights() const { return store_; }
+
+  const Arena& arena() const { return arena_; }
+
   // Bytes of the one allocation by purpose.
   const std::vector<std::pair<std::string, std::size_t>>& memory_plan() const { return plan_; }
 
@@ -69,8 +91,7 @@ class FluxEngine {
   // What belongs to one sequence.
   struct Shape {
     flux::State state;
-    View target;
-    View loss_weights;
+    LossInputs loss;
     std::unique_ptr<Runner> runner;
     std::vector<float> cosine, sine;  // rotary table, uploaded when the sequence is selected
   };
@@ -85,6 +106,7 @@ class FluxEngine {
   SlabStore store_;
   LoraSet lora_;
   Keep keep_;
+  std::set<std::string> kept_;
   std::vector<Shape> shapes_;  // stages refer into it, so its size stays
   std::size_t selected_ = 0;
   std::vector<std::pair<std::string, std::size_t>> plan_;

@@ -175,8 +175,10 @@ ImportedConfig ImportFields::finish() const {
   try {
     const TrainConfig config = parse_train_config(result.json, "the result");
     const auto model = ours_.find("model");
-    if (model != ours_.end() && !std::filesystem::exists(model->get<std::string>())) {
-      result.missing = fmt::format("field 'model': there is no {} here, put the model's folder or file", model->dump());
+    std::error_code error;
+    if (model != ours_.end() && !std::filesystem::exists(model->get<std::string>(), error)) {
+      result.missing =
+          fmt::format("field 'model': there is no {} here, put the model's folder or file", value_text(*model));
     }
   } catch (const ConfigError& error) {
     result.missing = error.what();

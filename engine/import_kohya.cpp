@@ -293,8 +293,9 @@ DataTree data_tree(ImportFields& fields, const Json& settings, const std::string
   if (named == nullptr || !named->is_string()) return {settings, ""};
   const fs::path name(named->get<std::string>());
   const fs::path beside = fs::path(source).parent_path() / name;
-  const fs::path path = fs::exists(beside) ? beside : name;
-  if (!fs::exists(path)) {
+  std::error_code error;
+  const fs::path path = fs::is_regular_file(beside, error) ? beside : name;
+  if (!fs::is_regular_file(path, error)) {
     fields.leave("dataset_config", "there is no such file, so data.folder and data.resolution are not known");
     return {settings, ""};
   }

@@ -5,14 +5,10 @@
 
 #include <algorithm>
 #include <sstream>
-#include <stdexcept>
+#include <toml.hpp>
+#include <tuple>
 
 #include "kernels/base/error.h"
-
-// toml++ checks with assertions what some texts break ("[[["): they are to fail as others do, whatever the build.
-#undef NDEBUG
-#define TOML_ASSERT(condition) ((condition) ? void() : throw std::logic_error(#condition))
-#include <toml++/toml.h>
 
 namespace squareq {
 namespace {
@@ -23,12 +19,18 @@ constexpr std::size_t kLargestText = 1U << 20U;
 constexpr int kMostValues = 100'000;
 constexpr int kMostLevels = 64;
 
-void check_size(std::string_view text, const std::string& source) {
-  if (text.size() <= kLargestText) return;
-  throw FormatError({source, fmt::format("{} bytes", text.size()), "settings of at most a megabyte", ""});
+void check_text(std::string_view text, const std::string& source) {
+  if (text.size() > kLargestText) {
+    throw FormatError({source, fmt::format("{} bytes", text.size()), "settings of at most a megabyte", ""});
+  }
+  try {
+    static_cast<void>(Json(text).dump());
+  } catch (const Json::type_error&) {
+    throw FormatError({source, "bytes that are no UTF-8", "a text file", "save it as UTF-8"});
+  }
 }
 
-// yaml-cpp goes down once a level, so that brackets by the thousand would exhaust the stack.
+// Both parsers go down once a level, so that brackets by the thousand would exhaust the stack.
 void check_brackets(std::string_view text, const std::string& source) {
   int depth = 0;
   for (const char c : text) {
@@ -38,7 +40,7 @@ void check_brackets(std::string_view text, const std::string& source) {
   }
 }
 
-// toml++ makes a table a dot in a key, which is also a level of its stack when it lets them go.
+// So does a dot in a key of TOML.
 void check_dots(std::string_view text, const std::string& source) {
   constexpr int kMostDots = 1000;
   int dots = 0;
@@ -89,29 +91,31 @@ Json from_yaml(const YAML::Node& node, Limits& limits, int level) {
   return map;
 }
 
-Json from_toml(const toml::node& node, Limits& limits, int level) {
+Json from_toml(const toml::value& value, Limits& limits, int level) {
   limits.enter(level);
-  if (const toml::table* table = node.as_table()) {
-    // The library sorts by name; people expect the order of their file.
-    std::vector<std::pair<toml::source_position, std::string>> order;
-    for (const auto& [key, value] : *table) order.emplace_back(key.source().begin, std::string(key.str()));
-    std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-    Json map = Json::object();
-    for (const auto& [position, key] : order) map[key] = from_toml(*table->get(key), limits, level + 1);
-    return map;
+  switch (value.type()) {
+    case toml::value_t::table: {
+      // The library forgets the order, which people expect to be that of their file.
+      std::vector<std::tuple<std::size_t, std::size_t, std::string>> order;
+      for (const auto& [key, entry] : value.as_table()) {
+        order.emplace_back(entry.location().line(), entry.location().column(), key);
+      }
+      std::sort(order.begin(), order.end());
+      Json map = Json::object();
+      for (const auto& [line, column, key] : order) map[key] = from_toml(value.as_table().at(key), limits, level + 1);
+      return map;
+    }
+    case toml::value_t::array: {
+      Json list = Json::array();
+      for (const toml::value& entry : value.as_array()) list.push_back(from_toml(entry, limits, level + 1));
+      return list;
+    }
+    case toml::value_t::boolean: return value.as_boolean();
+    case toml::value_t::integer: return integer_value(value.as_integer());
+    case toml::value_t::floating: return value.as_floating();
+    case toml::value_t::string: return value.as_string().str;
+    default: return toml::format(value);  // dates and times
   }
-  if (const toml::array* array = node.as_array()) {
-    Json list = Json::array();
-    for (const toml::node& entry : *array) list.push_back(from_toml(entry, limits, level + 1));
-    return list;
-  }
-  if (const auto value = node.value_exact<std::int64_t>()) return integer_value(*value);
-  if (const auto value = node.value_exact<bool>()) return *value;
-  if (const auto value = node.value_exact<double>()) return *value;
-  if (const auto value = node.value_exact<std::string>()) return *value;
-  std::ostringstream text;
-  node.visit([&](const auto& value) { text << value; });
-  return text.str();
 }
 
 [[noreturn]] void fail(const std::string& source, std::int64_t line, std::int64_t column, std::string_view message,
@@ -122,7 +126,7 @@ Json from_toml(const toml::node& node, Limits& limits, int level) {
 }  // namespace
 
 nlohmann::ordered_json parse_yaml(std::string_view text, const std::string& source) {
-  check_size(text, source);
+  check_text(text, source);
   check_brackets(text, source);
   Limits limits(source);
   try {
@@ -133,15 +137,21 @@ nlohmann::ordered_json parse_yaml(std::string_view text, const std::string& sour
 }
 
 nlohmann::ordered_json parse_toml(std::string_view text, const std::string& source) {
-  check_size(text, source);
+  check_text(text, source);
+  check_brackets(text, source);
   check_dots(text, source);
   Limits limits(source);
+  std::istringstream stream{std::string(text)};
   try {
-    return from_toml(toml::parse(text), limits, 0);
-  } catch (const toml::parse_error& error) {
-    fail(source, error.source().begin.line, error.source().begin.column, error.description(), "TOML");
-  } catch (const std::logic_error&) {
-    throw FormatError({source, "something else", "TOML", "look for brackets that do not belong there"});
+    return from_toml(toml::parse(stream, source), limits, 0);
+  } catch (const toml::exception& error) {
+    std::string message = error.what();
+    message.resize(std::min(message.find('\n'), message.size()));
+    fail(source, error.location().line(), error.location().column(), message, "TOML");
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {  // numbers out of range, dates that there are not
+    throw FormatError({source, error.what(), "TOML", ""});
   }
 }
 

@@ -90,6 +90,7 @@ bool PrefetchQueue::start_load(std::size_t part, std::size_t position) {
   target.part = part;
   target.pieces_left = source_.pieces(part);
   loaded.slot = slot;
+  ++loaded.loads;
   if (loaded.prepared) {
     queue_pieces(part);
   } else {
@@ -147,6 +148,7 @@ void PrefetchQueue::work_on(const Job& job, std::unique_lock<std::mutex>& lock) 
     return;
   }
   transfers_.record(*slot.ready, Stream::kCopy);
+  slot.waits_for_load = true;
   slot.pieces_left = 0;
   loaded_.notify_all();
 }
@@ -175,8 +177,16 @@ std::byte* PrefetchQueue::acquire(std::size_t part) {
       parts_[expected_[position_]].uses.pop_front();
     }
   }
-  transfers_.wait(Stream::kCompute, *slot.ready);
+  if (slot.waits_for_load) transfers_.wait(Stream::kCompute, *slot.ready);
+  slot.waits_for_load = false;
   return slot.memory;
+}
+
+std::vector<std::size_t> PrefetchQueue::loads() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::size_t> counts;
+  for (const Part& part : parts_) counts.push_back(part.loads);
+  return counts;
 }
 
 void PrefetchQueue::release(std::size_t part) {

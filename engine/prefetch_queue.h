@@ -54,6 +54,9 @@ class PrefetchQueue {
   // The operations that read the part have been given to the compute stream.
   void release(std::size_t part);
 
+  // Loads so far of each part.
+  std::vector<std::size_t> loads() const;
+
  private:
   static constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();
 
@@ -62,6 +65,7 @@ class PrefetchQueue {
     std::size_t owner = kNone;    // the part that alone uses this slot
     std::size_t part = kNone;     // what is in it or on its way
     std::size_t pieces_left = 0;  // not yet given to the copy stream
+    bool waits_for_load = false;  // no kernel may start before `ready` has passed
     bool waits_for_use = false;   // no copy may start before `freed` has passed
     bool acquired = false;
     std::unique_ptr<Event> ready, freed;
@@ -70,6 +74,7 @@ class PrefetchQueue {
     std::size_t home = kNone;  // the slot that it owns
     std::size_t slot = kNone;  // where it is or will be
     bool prepared = false;
+    std::size_t loads = 0;
     std::deque<std::size_t> uses;  // positions in the expected order, next one first
   };
   struct Job {
@@ -87,7 +92,7 @@ class PrefetchQueue {
 
   Transfers& transfers_;
   PartSource& source_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable jobs_changed_, loaded_;
   std::vector<Slot> slots_;
   std::vector<Part> parts_;

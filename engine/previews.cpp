@@ -6,8 +6,9 @@
 #include <filesystem>
 
 #include "engine/contact_sheet.h"
+#include "engine/dataset.h"
 #include "engine/sampler.h"
-#include "kernels/base/error.h"
+#include "io/file.h"
 #include "kernels/base/random.h"
 #include "model/flow_match.h"
 
@@ -20,17 +21,12 @@ Previews::Previews(const TrainConfig& config, const ModelParts& parts, Device& d
   const std::array<std::int64_t, 2> size = config.preview.size[0] > 0 ? config.preview.size : config.data.largest();
   width_ = size[0];
   height_ = size[1];
-  const std::int64_t patch = 2 * Autoencoder(device, vae_).shape().factor();
-  if (width_ % patch != 0 || height_ % patch != 0) {
-    throw ConfigError({.where = config.source + ": field 'preview.size'",
-                       .found = fmt::format("[{}, {}]", width_, height_),
-                       .expected = fmt::format("multiples of {}", patch),
-                       .advice = "the autoencoder of this model needs them"});
-  }
-  grid_ = {.rows = height_ / patch, .cols = width_ / patch};
+  grid_ = {.rows = height_ / kTokenPixels, .cols = width_ / kTokenPixels};
   sequence_ = make_sequence(text_tokens, grid_);
   sigmas_ = sigma_schedule(config.preview.steps, read_schedule(parts, shape.guidance), grid_.tokens());
-  fs::create_directories(fs::path(config.output_dir) / "previews");
+  const std::string folder = (fs::path(config.output_dir) / "previews").string();
+  fs::create_directories(folder);
+  remove_abandoned(folder);
 }
 
 // As many prompts at a time as a batch has samples; what fills the last batch is not kept.

@@ -1,26 +1,13 @@
 #include "engine/runner.h"
 
 #include <algorithm>
-#include <chrono>
 
 namespace squareq {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-// Of work that is done: the device may lag behind.
-double seconds_until_done(Device& device, Clock::time_point start) {
-  device.synchronize();
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-}  // namespace
-
-Runner::Runner(Device& device, SlabStore& store, std::vector<Stage> stages, Keep keep)
-    : device_(device), store_(store), stages_(std::move(stages)), keep_(keep) {}
+Runner::Runner(Device& device, SlabStore& store, std::vector<Stage> stages, Keep keep, std::set<std::string> kept)
+    : device_(device), store_(store), stages_(std::move(stages)), keep_(keep), kept_(std::move(kept)) {}
 
 bool Runner::shares(const Stage& stage) const {
-  return keep_ == Keep::kNothing || (keep_ == Keep::kCheckpoint && stage.recomputable);
+  return keep_ == Keep::kNothing || (keep_ == Keep::kCheckpoint && stage.recomputable && !kept_.contains(stage.id));
 }
 
 void Runner::layout(Carver& carver) {
@@ -48,21 +35,30 @@ void Runner::expect(bool backward) {
   for (const bool back : {backward, !backward && keep_ != Keep::kNothing}) {
     const auto begin = order.size();
     for (const Stage& stage : stages_) {
-      if (!back || stage.has_backward) order.push_back(&stage);
+      if (!back || (stage.has_backward && stage.weights_in_backward)) order.push_back(&stage);
     }
     if (back) std::reverse(order.begin() + static_cast<std::ptrdiff_t>(begin), order.end());
   }
   store_.expect(order);
 }
 
+void Runner::run(const Stage& stage, bool backward) {
+  Mark around{.stage = &stage, .backward = backward, .begin = mark()};
+  const bool weights = !backward || stage.weights_in_backward;
+  if (weights) store_.acquire(stage);
+  around.ready = mark();
+  if (!backward || shares(stage)) stage.forward(device_.ops(), backward ? Pass::kRecompute : Pass::kForward);
+  if (backward) stage.backward(device_.ops());
+  if (weights) store_.release(stage);
+  around.end = mark();
+  if (measuring_) marks_.push_back(std::move(around));
+}
+
 void Runner::forward(const Observer& observer) {
   expect(false);
   for (const Stage& stage : stages_) {
-    const auto start = Clock::now();
-    store_.acquire(stage);
-    stage.forward(device_.ops(), Pass::kForward);
-    store_.release(stage);
-    if (observer) observer(stage, seconds_until_done(device_, start));
+    run(stage, false);
+    if (observer) observer(stage);
   }
 }
 
@@ -70,13 +66,44 @@ void Runner::backward(const Observer& observer) {
   expect(true);
   for (auto stage = stages_.rbegin(); stage != stages_.rend(); ++stage) {
     if (!stage->has_backward) continue;
-    const auto start = Clock::now();
-    store_.acquire(*stage);
-    if (shares(*stage)) stage->forward(device_.ops(), Pass::kRecompute);
-    stage->backward(device_.ops());
-    store_.release(*stage);
-    if (observer) observer(*stage, seconds_until_done(device_, start));
+    run(*stage, true);
+    if (observer) observer(*stage);
   }
+}
+
+void Runner::transfer() {
+  const auto bring = [&](const Stage& stage) {
+    store_.acquire(stage);
+    store_.release(stage);
+  };
+  expect(false);
+  std::for_each(stages_.begin(), stages_.end(), bring);
+  expect(true);
+  std::for_each(stages_.rbegin(), stages_.rend(), [&](const Stage& stage) {
+    if (stage.has_backward && stage.weights_in_backward) bring(stage);
+  });
+}
+
+std::unique_ptr<Event> Runner::mark() {
+  if (!measuring_) return nullptr;
+  std::unique_ptr<Event> event = device_.transfers().make_event(true);
+  device_.transfers().record(*event, Stream::kCompute);
+  return event;
+}
+
+std::vector<StageTime> Runner::times() {
+  device_.synchronize();
+  std::vector<StageTime> list;
+  const Transfers& transfers = device_.transfers();
+  for (const Mark& m : marks_) {
+    list.push_back({.stage = m.stage,
+                    .backward = m.backward,
+                    .stall = transfers.seconds(*m.begin, *m.ready),
+                    .seconds = transfers.seconds(*m.ready, *m.end)});
+  }
+  measuring_ = false;
+  marks_.clear();
+  return list;
 }
 
 }  // namespace squareq

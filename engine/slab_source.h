@@ -9,18 +9,12 @@
 #include <string>
 #include <vector>
 
+#include "engine/host_path.h"
 #include "engine/prefetch_queue.h"
 #include "io/random_access_file.h"
 #include "io/slab.h"
 
 namespace squareq {
-
-enum class HostPath : std::uint8_t {
-  kAuto,        // the first of these that works here
-  kRegistered,  // the device copies from the mapped file, which is registered with the driver
-  kRing,        // reader threads fill a ring of pinned memory from the page cache
-  kDirect,      // the same without the page cache, for slabs larger than the memory of the machine
-};
 
 // A run of whole tensors of one block.
 struct SlabPart {

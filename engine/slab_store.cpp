@@ -81,7 +81,7 @@ std::size_t default_readers() { return std::clamp<std::size_t>(std::thread::hard
 
 }  // namespace
 
-std::size_t slot_bytes(const Slab& slab, const std::set<std::string>& streamed) {
+std::size_t slot_bytes(const Slab& slab, const std::vector<std::string>& streamed) {
   std::uint64_t half = 0;
   for (const std::string& id : streamed) {
     const SlabBlock& block = slab.block(id);
@@ -105,13 +105,17 @@ SlabStore::SlabStore(const Slab& slab, Device& device, Residency residency)
   if (residency_.readers == 0) residency_.readers = default_readers();
 }
 
+bool SlabStore::is_streamed(const std::string& id) const {
+  return std::ranges::find(residency_.streamed, id) != residency_.streamed.end();
+}
+
 bool SlabStore::in_place(const std::string& id) const {
-  return device_.reads_host_memory() && !residency_.streamed.contains(id);
+  return device_.reads_host_memory() && !is_streamed(id);
 }
 
 void SlabStore::add_parts(const std::string& id, std::size_t capacity) {
   const SlabBlock& block = slab_.block(id);
-  const bool streamed = residency_.streamed.contains(id);
+  const bool streamed = is_streamed(id);
   const std::uint64_t cut = streamed && block.bytes > capacity ? middle(slab_, block) : block.bytes;
   for (const auto& [begin, end] : {std::pair<std::uint64_t, std::uint64_t>{0, cut}, {cut, block.bytes}}) {
     if (begin == end) continue;
@@ -149,6 +153,14 @@ void SlabStore::start() {
 }
 
 std::string SlabStore::path_name() const { return source_ ? source_->path_name() : ""; }
+
+double SlabStore::bytes_brought() const {
+  double bytes = 0.0;
+  if (!queue_) return bytes;
+  const std::vector<std::size_t> loads = queue_->loads();
+  for (std::size_t i = 0; i < loads.size(); ++i) bytes += static_cast<double>(loads[i] * parts_[i].bytes);
+  return bytes;
+}
 
 void SlabStore::expect(const std::vector<const Stage*>& stages) {
   file_.check_unchanged();

@@ -17,7 +17,7 @@ namespace squareq {
 
 // Where the weights of the stages are while they are not used.
 struct Residency {
-  std::set<std::string> streamed;  // ids of stages whose weights stay on the host
+  std::vector<std::string> streamed;  // ids of stages whose weights stay on the host
   std::size_t slots = 4;           // of device memory that the streamed ones share; see slot_bytes
   HostPath path = HostPath::kAuto;
   std::size_t readers = 0;  // threads; 0: as many as copies at full speed take
@@ -45,8 +45,11 @@ class SlabStore {
 
   // How weights come ("pinned ring"); empty if they are read where they are mapped. After layout.
   std::string path_name() const;
+  // Bytes brought to the device so far, those on their way included.
+  double bytes_brought() const;
 
  private:
+  bool is_streamed(const std::string& id) const;
   bool in_place(const std::string& id) const;
   void add_parts(const std::string& id, std::size_t capacity);
   void start();
@@ -66,6 +69,6 @@ class SlabStore {
 
 // Bytes of one slot where these stages are streamed. Large blocks are cut between tensors, so that a slot holds half
 // of the largest.
-std::size_t slot_bytes(const Slab& slab, const std::set<std::string>& streamed);
+std::size_t slot_bytes(const Slab& slab, const std::vector<std::string>& streamed);
 
 }  // namespace squareq

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "engine/lora_targets.h"
+#include "engine/memory_plan.h"
 #include "engine/saved_lora.h"
 #include "kernels/base/random.h"
 
@@ -23,29 +24,43 @@ TimestepSettings timestep_settings(const TrainingConfig& c, const ScheduleShift&
           .sigma_max = c.sigma_max};
 }
 
-FluxRun training_run(const TrainConfig& config, const TrainingSet& data, const FluxShape& shape,
-                     const std::vector<Sequence>& others) {
-  const TrainingConfig& t = config.training;
-  FluxRun run{.batch = t.batch_size,
-              .sequences = sequences_of(data),
-              .wanted = {.gradients = true},
-              .keep = t.activation_checkpointing ? Keep::kCheckpoint : Keep::kAll,
-              .lora = select_lora_targets(config.lora, shape),
-              .lora_memory = {.eight_bit_moments = t.optimizer == TrainingConfig::Optimizer::kAdamW8Bit,
-                              .average = t.ema_decay > 0.0,
-                              .dropout_batch = config.lora.rank_dropout > 0.0 ? t.batch_size : 0}};
-  run.sequences.insert(run.sequences.end(), others.begin(), others.end());
-  return run;
+std::vector<Sequence> all_sequences(const TrainingSet& data, const std::vector<Sequence>& others) {
+  std::vector<Sequence> list = sequences_of(data);
+  list.insert(list.end(), others.begin(), others.end());
+  return list;
+}
+
+// Where weights and activations are kept, for the device's memory or the budget. A device that reads host memory has
+// no need of a plan unless a budget is set.
+FluxRun planned(Device& device, const Slab& slab, const TrainConfig& config, FluxRun run) {
+  run.residency.path = config.host_path;
+  if (device.reads_host_memory() && config.vram_budget_gb <= 0.0) return run;
+  const MemoryPlan plan = plan_for(device, slab, run, config.vram_budget_gb);
+  spdlog::info("memory of {}:\n{}", device.name(), plan_text(plan));
+  return plan.apply(std::move(run));
 }
 
 }  // namespace
+
+FluxRun training_run(const TrainConfig& config, const FluxShape& shape, std::vector<Sequence> sequences) {
+  const TrainingConfig& t = config.training;
+  return {.batch = t.batch_size,
+          .sequences = std::move(sequences),
+          .wanted = {.gradients = true},
+          .keep = t.activation_checkpointing ? Keep::kCheckpoint : Keep::kAll,
+          .lora = select_lora_targets(config.lora, shape),
+          .lora_memory = {.eight_bit_moments = t.optimizer == TrainingConfig::Optimizer::kAdamW8Bit,
+                          .average = t.ema_decay > 0.0,
+                          .dropout_batch = config.lora.rank_dropout > 0.0 ? t.batch_size : 0}};
+}
 
 Trainer::Trainer(Device& device, const Slab& slab, const TrainConfig& config, TrainingSet data,
                  const ScheduleShift& shift, const std::vector<Sequence>& others)
     : config_(config),
       data_(std::move(data)),
       timesteps_(timestep_settings(config.training, shift)),
-      engine_(device, slab, training_run(config, data_, slab.flux_shape(), others)),
+      engine_(device, slab,
+              planned(device, slab, config, training_run(config, slab.flux_shape(), all_sequences(data_, others)))),
       batch_(engine_, config.training.loss, config.training.huber_c),
       batches_(data_, config.training.seed, config.training.batch_size) {
   engine_.initialise_lora(config.lora.init == LoraConfig::Init::kGaussian ? LoraInit::kGaussian : LoraInit::kKaiming,

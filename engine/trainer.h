@@ -32,6 +32,9 @@ struct StepResult {
   std::string skipped;  // why the adapters were left as they were; empty: they were updated
 };
 
+// The run of the transformer that a configuration describes, for batches of these shapes.
+FluxRun training_run(const TrainConfig& config, const FluxShape& shape, std::vector<Sequence> sequences);
+
 class Trainer {
  public:
   // Builds the engine, prints the memory plan and initialises the adapters. `others`: shapes that the engine is used

@@ -27,6 +27,30 @@ std::vector<Sequence> other_sequences(const RunInputs& inputs) {
   return list;
 }
 
+// The state that the configuration asks for, if there is one. Chooses the kernels that it was computed with.
+std::optional<StateFile> state_to_resume(const TrainConfig& config, Ops& ops) {
+  std::optional<StateFile> found;
+  if (config.resume == "auto") {
+    for (const SavedState& saved : find_states(config.output_dir, config.name)) {
+      try {
+        found.emplace(saved.path);
+        break;
+      } catch (const FormatError& error) {
+        spdlog::warn("{}; trying an older state", error.what());
+      }
+    }
+  } else if (config.resume != "off") {
+    found.emplace(config.resume);
+  }
+  if (!found) return found;
+  try {
+    ops.restore_kernel_choices(found->state().kernel_choices);
+  } catch (const FormatError& error) {
+    spdlog::warn("kernels are chosen anew, and sums may differ in their last bits: {}", error.what());
+  }
+  return found;
+}
+
 bool due(std::int64_t step, std::int64_t every, std::int64_t last) {
   return every > 0 && (step % every == 0 || step == last);
 }
@@ -38,6 +62,7 @@ TrainingRun::TrainingRun(Device& device, const Slab& slab, const TrainConfig& co
       config_(config),
       inputs_(std::move(inputs)),
       model_(slab_identity(slab)),
+      resumed_(state_to_resume(config, device.ops())),
       trainer_(device, slab, config, std::move(inputs_.data), inputs_.shift, other_sequences(inputs_)) {
   fs::create_directories(config.output_dir);
   remove_abandoned(config.output_dir);
@@ -45,29 +70,20 @@ TrainingRun::TrainingRun(Device& device, const Slab& slab, const TrainConfig& co
                             .name = config.name,
                             .total_steps = config.training.steps,
                             .timestamps = config.timestamps};
-  if (const std::optional<StateFile> file = state_to_resume()) {
-    resume(*file);
-    metrics_.emplace(logs, file->state().logs);
-  } else {
-    metrics_.emplace(logs);
+  Metrics::Positions positions;
+  if (resumed_) {
+    take_up(*resumed_);
+    // A state of another folder says nothing about the logs of this one.
+    if (fs::equivalent(fs::absolute(resumed_->path()).parent_path(), config.output_dir)) {
+      positions = resumed_->state().logs;
+    }
+    resumed_.reset();
   }
+  metrics_.emplace(logs, positions);
 }
 
 std::string TrainingRun::output(const std::string& name) const {
   return (fs::path(config_.output_dir) / name).string();
-}
-
-std::optional<StateFile> TrainingRun::state_to_resume() const {
-  if (config_.resume == "off") return {};
-  if (config_.resume != "auto") return StateFile(config_.resume);
-  for (const SavedState& saved : find_states(config_.output_dir, config_.name)) {
-    try {
-      return StateFile(saved.path);
-    } catch (const FormatError& error) {
-      spdlog::warn("{}; trying an older state", error.what());
-    }
-  }
-  return {};
 }
 
 void TrainingRun::check_same_run(const TrainState& state, const std::string& path) const {
@@ -87,11 +103,10 @@ void TrainingRun::check_same_run(const TrainState& state, const std::string& pat
                      .advice = "take the change back, or start anew with resume \"off\" or another name"});
 }
 
-void TrainingRun::resume(const StateFile& file) {
+void TrainingRun::take_up(const StateFile& file) {
   const std::string path = file.path();
   const TrainState& state = file.state();
   check_same_run(state, path);
-  device_.ops().restore_kernel_choices(state.kernel_choices);
   file.restore(device_, trainer_.engine().lora());
   trainer_.progress() = state.progress;
   first_step_ = state.progress.step;

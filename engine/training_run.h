@@ -39,8 +39,7 @@ class TrainingRun {
   Trainer& trainer() { return trainer_; }
 
  private:
-  std::optional<StateFile> state_to_resume() const;
-  void resume(const StateFile& file);
+  void take_up(const StateFile& file);
   void check_same_run(const TrainState& state, const std::string& path) const;
 
   void steps(const std::atomic<bool>& stop);
@@ -57,7 +56,8 @@ class TrainingRun {
   Device& device_;
   const TrainConfig& config_;
   RunInputs inputs_;
-  std::string model_;  // identity of the slab
+  std::string model_;                 // identity of the slab
+  std::optional<StateFile> resumed_;  // until it is taken up; before the trainer, whose kernels it decides
   Trainer trainer_;
   std::optional<Metrics> metrics_;
   using Clock = std::chrono::steady_clock;

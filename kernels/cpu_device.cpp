@@ -30,7 +30,7 @@ class CpuTransfers : public Transfers {
   void record(Event& event, Stream) override { static_cast<CpuEvent&>(event).time = std::chrono::steady_clock::now(); }
   void wait(Stream, const Event&) override {}
   void wait(const Event&) override {}
-  double seconds(const Event& from, const Event& to) override {
+  double seconds(const Event& from, const Event& to) const override {
     return std::chrono::duration<double>(static_cast<const CpuEvent&>(to).time -
                                          static_cast<const CpuEvent&>(from).time)
         .count();

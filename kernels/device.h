@@ -44,6 +44,16 @@ class Device {
     work();
     return {};
   }
+  // How many kernels `work` starts, and how long those take right after each other, without the host in between. They
+  // run twice. `work` may not wait for the device. All zeros where a device cannot tell.
+  struct Kernels {
+    std::int64_t count = 0;
+    double seconds = 0.0;
+  };
+  virtual Kernels back_to_back(const std::function<void()>& work) {
+    work();
+    return {};
+  }
 };
 
 std::unique_ptr<Device> make_cpu_device(int threads);

@@ -44,7 +44,7 @@ class Transfers {
   // The calling thread waits.
   virtual void wait(const Event& event) = 0;
   // From one event to another, both passed.
-  virtual double seconds(const Event& from, const Event& to) = 0;
+  virtual double seconds(const Event& from, const Event& to) const = 0;
 
   // Host memory that the device copies from at full speed. Throws std::bad_alloc.
   virtual Buffer allocate_pinned(std::size_t bytes) = 0;

@@ -29,12 +29,24 @@ enum class Pass : std::uint8_t {
   kRecompute,  // again, for a backward that follows: what only later stages read may be skipped
 };
 
+// Floating-point operations of a forward, a multiply-add counting as two. Backward does the products once more and
+// attention two and a half times, since frozen weights have no gradient.
+struct StageWork {
+  double products = 0.0;  // with weights
+  double attention = 0.0;
+
+  double forward() const { return products + attention; }
+  double backward() const { return products + 2.5 * attention; }
+};
+
 struct Stage {
   std::string id;  // of the slab block that holds the weights
   // True if backward may run from a second forward, false if the saved tensors must be kept from the first.
   bool recomputable = false;
   // False if backward has nothing to do and needs no weights.
   bool has_backward = true;
+  bool weights_in_backward = true;  // false if backward reads none of them
+  StageWork work;                   // of blocks; the rest takes no time to speak of
   std::function<void(WeightVisitor&)> weights;
   std::function<void(Carver&)> saved;  // carves what forward saves (and its scratch)
   std::function<void(Ops&, Pass)> forward;

@@ -44,7 +44,7 @@ int run_data(const std::string& config_path, std::int64_t steps, const std::stri
   Trainer trainer(*device, slab, config, std::move(data), read_schedule(parts, slab.flux_shape().guidance));
   Recording recording;
   for (std::int64_t step = 1; step <= steps; ++step) {
-    trainer.step(step);
+    trainer.step();
     FluxEngine& engine = trainer.engine();
     const flux::State& state = engine.state();
     recording.add(fmt::format("{}.noisy", step), *device, state.img);

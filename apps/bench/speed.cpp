@@ -9,9 +9,9 @@
 #include "apps/bench/families.h"
 #include "apps/bench/flops.h"
 #include "apps/bench/measure.h"
-#include "engine/lora_targets.h"
+#include "apps/bench/training_step.h"
+#include "engine/memory_plan.h"
 #include "engine/pipeline.h"
-#include "engine/schedule.h"
 #include "kernels/cpu/gemm.h"
 
 namespace squareq::bench {
@@ -19,51 +19,39 @@ namespace {
 
 std::string stage_kind(const std::string& id) { return id.substr(0, id.find('.')); }
 
-std::vector<LoraTarget> benchmark_adapters(const SpeedOptions& options, const FluxShape& shape) {
-  LoraConfig config;
-  config.rank = options.rank;
-  config.preset = options.targets;
-  config.alpha = static_cast<double>(options.rank);
-  return select_lora_targets(config, shape);
-}
+// A step on a device that is not the host.
+struct DeviceStep {
+  double seconds = 0.0;
+  double flop = 0.0;
+  double gradient_seconds = 0.0;  // of all but the optimizer
+  Device::Kernels gradient_kernels;
+  KernelTimes families;
+};
 
-FluxRun training_run(const SpeedOptions& options, const FluxShape& shape) {
-  return {.batch = options.batch,
-          .sequences = {make_sequence(options.text, {options.rows, options.cols})},
-          .wanted = {.gradients = true},
-          .keep = options.checkpointing ? Keep::kCheckpoint : Keep::kAll,
-          .lora = benchmark_adapters(options, shape)};
-}
-
-void set_random_inputs(FluxEngine& engine) {
-  const flux::State& s = engine.state();
-  for (std::int64_t b = 0; b < s.batch; ++b) {
-    const auto stream = static_cast<std::uint32_t>(3 * b);
-    const std::vector<float> img = random_floats(s.img.rows * s.img.cols, stream);
-    const std::vector<float> txt = random_floats(s.txt.rows * s.txt.cols, stream + 1);
-    const std::vector<float> y = random_floats(s.y.cols, stream + 2);
-    engine.set_sample(b, {.img = img, .txt = txt, .y = y, .sigma = 0.5});
-  }
-  engine.initialise_lora(LoraInit::kKaiming, 0);
-}
-
-void report_device_step(const Device& device, const FluxEngine& engine, double seconds, double flop, bool json) {
+void report_device_step(const Device& device, const FluxEngine& engine, const DeviceStep& step, bool json) {
   if (json) {
     nlohmann::json memory;
     for (const auto& [purpose, bytes] : engine.memory_plan()) memory[purpose] = bytes;
     fmt::print("{}\n", nlohmann::json{{"device", device.name()},
-                                      {"seconds", seconds},
-                                      {"tflop", flop * 1e-12},
-                                      {"tflops", flop / seconds * 1e-12},
+                                      {"seconds", step.seconds},
+                                      {"tflop", step.flop * 1e-12},
+                                      {"tflops", step.flop / step.seconds * 1e-12},
+                                      {"gradient_seconds", step.gradient_seconds},
+                                      {"gradient_kernels", step.gradient_kernels.count},
+                                      {"gradient_kernel_seconds", step.gradient_kernels.seconds},
+                                      {"families", families_json(step.families)},
                                       {"memory", memory}}
                            .dump());
     return;
   }
-  fmt::print("{}: step {:.4f} s, {:.1f} TFLOP in matrix products, {:.1f} TFLOP/s\n", device.name(), seconds,
-             flop * 1e-12, flop / seconds * 1e-12);
+  fmt::print("{}: step {:.4f} s, {:.1f} TFLOP in matrix products, {:.1f} TFLOP/s\n", device.name(), step.seconds,
+             step.flop * 1e-12, step.flop / step.seconds * 1e-12);
   for (const auto& [purpose, bytes] : engine.memory_plan()) {
     fmt::print("  {:9.1f} MiB  {}\n", static_cast<double>(bytes) / 0x1p20, purpose);
   }
+  fmt::print("  without the optimizer {:.4f} s; its {} kernels right after each other, without the host, {:.4f} s\n",
+             step.gradient_seconds, step.gradient_kernels.count, step.gradient_kernels.seconds);
+  print_families(step.families);
 }
 
 }  // namespace
@@ -90,13 +78,14 @@ int run_block(const SpeedOptions& options) {
   };
   std::map<std::string, Times> kinds;
   for (int i = 0; i <= options.repeats; ++i) {
-    engine.forward([&](const Stage& stage, double seconds) {
-      if (i > 0) kinds[stage_kind(stage.id)].forward.push_back(seconds);
-    });
-    engine.device().ops().copy(engine.state().prediction, engine.state().dprediction, Accumulate::kNo);
-    engine.backward([&](const Stage& stage, double seconds) {
-      if (i > 0) kinds[stage_kind(stage.id)].backward.push_back(seconds);
-    });
+    if (i > 0) engine.runner().measure();  // the first time warms up
+    engine.forward();
+    device->ops().copy(engine.state().prediction, engine.state().dprediction, Accumulate::kNo);
+    engine.backward();
+    for (const StageTime& t : engine.runner().times()) {
+      Times& times = kinds[stage_kind(t.stage->id)];
+      (t.backward ? times.backward : times.forward).push_back(t.seconds);
+    }
   }
   nlohmann::json json;
   for (const auto& [kind, times] : kinds) {
@@ -112,32 +101,37 @@ int run_block(const SpeedOptions& options) {
 int run_step(const SpeedOptions& options) {
   const Slab slab(options.slab);
   const std::unique_ptr<Device> device = open_device(options.device, options.threads, options.compute);
-  FluxEngine engine(*device, slab, training_run(options, slab.flux_shape()));
+  FluxRun run = training_run(options, slab.flux_shape());
+  if (options.budget > 0.0) {
+    const MemoryPlan plan = plan_for(*device, slab, run, options.budget);
+    if (!options.json) fmt::print("{}", plan_text(plan));
+    run = plan.apply(std::move(run));
+  }
+  FluxEngine engine(*device, slab, run);
   set_random_inputs(engine);
-  flux::State& s = engine.state();
-  LoraSet& lora = engine.lora();
   std::int64_t step = 0;
-  const auto one_step = [&] {
-    engine.zero_gradients();
-    engine.forward();
-    device->ops().copy(s.prediction, s.dprediction, Accumulate::kNo);
-    engine.backward();
-    const double norm = device->ops().sum_of_squares(lora.gradients());
-    AdamW update = lora.adamw();
-    update.gradient_scale = static_cast<float>(clip_factor(norm, 1.0));
-    update.step = ++step;
-    device->ops().adamw(update);
-  };
-  constexpr int kWarmUps = 3;  // plans of matrix products, clocks
+  const auto gradients = [&] { compute_gradients(engine); };
+  const auto one_step = [&] { training_step(engine, ++step); };
+  constexpr int kWarmUps = 5;  // plans of matrix products, clocks
   for (int i = 0; i < kWarmUps; ++i) one_step();
+  const std::int64_t allocations = device->allocations();
   std::vector<double> times(static_cast<std::size_t>(options.repeats));
   for (double& time : times) time = seconds_of(one_step, device.get());
   const double seconds = median(times);
-  const StepFlops flops = count_flops(s, lora, options.checkpointing);
+  const StepFlops flops = count_flops(engine.state(), engine.lora(), options.checkpointing);
   const double rate = flops.total() / seconds * 1e-9;
   if (!device->reads_host_memory()) {
-    report_device_step(*device, engine, seconds, flops.total(), options.json);
-    if (!options.json) print_families(device->profile(one_step));
+    if (!options.json) {
+      fmt::print("driver: {:.1f} MiB in use by this process; {} device allocations in {} steps\n",
+                 static_cast<double>(device->memory().ours) / 0x1p20, device->allocations() - allocations,
+                 options.repeats);
+    }
+    DeviceStep measured{.seconds = seconds, .flop = flops.total()};
+    for (double& time : times) time = seconds_of(gradients, device.get());
+    measured.gradient_seconds = median(times);
+    measured.gradient_kernels = device->back_to_back(gradients);
+    measured.families = device->profile(one_step);
+    report_device_step(*device, engine, measured, options.json);
     return 0;
   }
   const double ceiling = gemm_rate(2048, options.threads, 5);

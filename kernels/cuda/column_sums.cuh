@@ -67,29 +67,21 @@ static __global__ void __launch_bounds__(kWarp* kSumWarps)
   out(blockIdx.z, 0)[c] = sum;
 }
 
-// The sums over the pieces of each sample: partial F32 [batch * pieces, sums, cols]. Those whose view is empty are not
-// written.
-inline void column_totals(cudaStream_t stream, const View& partial, std::int64_t pieces, int sums, const View& first,
-                          const View& second) {
-  const auto cols = static_cast<int>(partial.cols);
-  const dim3 blocks(ceil_div(cols, kWarp), static_cast<unsigned>(sums), static_cast<unsigned>(partial.batch / pieces));
-  column_totals_kernel<<<blocks, kWarp * kSumWarps, 0, stream>>>(reinterpret_cast<const float*>(partial.data),
-                                                                 static_cast<int>(pieces), sums, cols,
-                                                                 float_rows(first), float_rows(second));
-  check_launch("column sums, totals");
-}
-
-// partial: F32 of at least [batch * pieces_of(rows), Term::kSums, cols].
+// partial: F32 [batch * pieces_of(rows), Term::kSums, cols]. Sums whose view is empty are not written.
 template <int N, class Term>
 void column_sums(cudaStream_t stream, const Term& term, const ConstView& shape, const View& partial, const View& first,
                  const View& second) {
-  const std::int64_t pieces = pieces_of(shape.rows);
-  const dim3 blocks(ceil_div(shape.cols, kWarp * N), static_cast<unsigned>(pieces), static_cast<unsigned>(shape.batch));
-  column_pieces_kernel<N><<<blocks, kWarp * kSumWarps, 0, stream>>>(
-      term, static_cast<int>(shape.rows), static_cast<int>(shape.cols), reinterpret_cast<float*>(partial.data));
+  const auto batch = static_cast<unsigned>(shape.batch);
+  const auto pieces = static_cast<unsigned>(pieces_of(shape.rows));
+  const auto rows = static_cast<int>(shape.rows);
+  const auto cols = static_cast<int>(shape.cols);
+  auto* sums = reinterpret_cast<float*>(partial.data);
+  column_pieces_kernel<N>
+      <<<dim3(ceil_div(cols, kWarp * N), pieces, batch), kWarp * kSumWarps, 0, stream>>>(term, rows, cols, sums);
   check_launch("column sums, pieces");
-  column_totals(stream, View(partial.data, DType::F32, shape.batch * pieces, Term::kSums, shape.cols), pieces,
-                Term::kSums, first, second);
+  column_totals_kernel<<<dim3(ceil_div(cols, kWarp), Term::kSums, batch), kWarp * kSumWarps, 0, stream>>>(
+      sums, static_cast<int>(pieces), Term::kSums, cols, float_rows(first), float_rows(second));
+  check_launch("column sums, totals");
 }
 
 }  // namespace squareq::cuda

@@ -83,6 +83,9 @@ class CudaDevice : public Device {
     transfer(to, from.data, from.bytes(), cudaMemcpyDeviceToHost);
   }
   KernelTimes profile(const std::function<void()>& work) override { return ops_.profile(work); }
+  Kernels back_to_back(const std::function<void()>& work) override {
+    return squareq::cuda::back_to_back(stream_.get(), work);
+  }
   void synchronize() override { check(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize"); }
 
  private:

@@ -131,9 +131,7 @@ class CudaOps : public Ops {
 
   // Parts of linear.
   ConstView as_bf16(Scratch& scratch, ConstView x, std::vector<std::pair<ConstView, View>>& conversions);
-  // Factors of rank dropout on u or du of one branch, of all branches.
-  void keep_ranks(const LoraBranch& branch, View u);
-  void keep_ranks(std::span<const LoraBranch> lora, View u);
+  void keep_ranks(std::span<const LoraBranch> lora, const View& u);
   void expand_weight(const Weight& weight, View out);
   void convert_all(const std::vector<std::pair<ConstView, View>>& conversions);
   StackedAdapters take_stacked(Scratch& scratch, std::span<const LoraBranch> lora, const Weight& weight);

@@ -52,7 +52,7 @@ void CudaTransfers::wait(Stream stream, const Event& event) {
 
 void CudaTransfers::wait(const Event& event) { check(cudaEventSynchronize(handle(event)), "cudaEventSynchronize"); }
 
-double CudaTransfers::seconds(const Event& from, const Event& to) {
+double CudaTransfers::seconds(const Event& from, const Event& to) const {
   float milliseconds = 0.0F;
   check(cudaEventElapsedTime(&milliseconds, handle(from), handle(to)), "cudaEventElapsedTime");
   return static_cast<double>(milliseconds) * 1e-3;

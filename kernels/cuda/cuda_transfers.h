@@ -29,7 +29,7 @@ class CudaTransfers : public Transfers {
   void record(Event& event, Stream stream) override;
   void wait(Stream stream, const Event& event) override;
   void wait(const Event& event) override;
-  double seconds(const Event& from, const Event& to) override;
+  double seconds(const Event& from, const Event& to) const override;
   Buffer allocate_pinned(std::size_t bytes) override;
   std::unique_ptr<Registration> register_memory(std::span<const std::byte> memory) override;
 

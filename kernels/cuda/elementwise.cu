@@ -1,4 +1,4 @@
-#include <cmath>
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -118,6 +118,24 @@ __global__ void __launch_bounds__(kThreads) fill_kernel(Packs<N> packs, Rows<Y> 
   store<N>(y(b, t) + c, v);
 }
 
+// Passed with the launch: nothing is left to copy, or to wait for.
+constexpr int kSinusoidValues = 64;
+struct SinusoidValues {
+  float list[kSinusoidValues];
+};
+
+template <class Y>
+__global__ void __launch_bounds__(kThreads)
+    sinusoid_kernel(const __grid_constant__ SinusoidValues values, int half, Rows<Y> y) {
+  const int j = blockIdx.x * kThreads + threadIdx.x;
+  if (j >= half) return;
+  const double frequency = pow(10000.0, -static_cast<double>(j) / static_cast<double>(half));
+  const double angle = 1000.0 * static_cast<double>(values.list[blockIdx.y]) * frequency;
+  Y* to = y(blockIdx.y, 0);
+  to[j] = from_float<Y>(static_cast<float>(cos(angle)));
+  to[half + j] = from_float<Y>(static_cast<float>(sin(angle)));
+}
+
 // A tile of kTile x kTile goes through shared memory, so that both sides are accessed along their rows.
 constexpr int kTile = 32;
 constexpr int kTileRows = 8;
@@ -221,22 +239,17 @@ void CudaOps::gather(ConstView table, std::span<const std::int32_t> ids, View y)
 void CudaOps::sinusoid(std::span<const float> values, View y) {
   require(static_cast<std::int64_t>(values.size()) == y.batch && y.rows == 1 && y.cols % 2 == 0, "sinusoid: shapes");
   if (Scratch(*this).rehearsing()) return;
-  const std::int64_t half = y.cols / 2;
-  const auto row_bytes = static_cast<std::size_t>(y.cols) * size_of(y.dtype);
-  std::vector<float> row(static_cast<std::size_t>(y.cols));
-  std::vector<std::byte> stored(row_bytes);
-  for (std::int64_t b = 0; b < y.batch; ++b) {
-    for (std::int64_t j = 0; j < half; ++j) {
-      const double frequency = std::pow(10000.0, -static_cast<double>(j) / static_cast<double>(half));
-      const double angle = 1000.0 * static_cast<double>(values[static_cast<std::size_t>(b)]) * frequency;
-      row[static_cast<std::size_t>(j)] = static_cast<float>(std::cos(angle));
-      row[static_cast<std::size_t>(half + j)] = static_cast<float>(std::sin(angle));
+  const ProfileSpan span = timed(KernelFamily::kCopy, traffic({y}));
+  with_type(y.dtype, [&]<class Y>() {
+    for (std::int64_t first = 0; first < y.batch; first += kSinusoidValues) {
+      const std::int64_t count = std::min<std::int64_t>(kSinusoidValues, y.batch - first);
+      SinusoidValues some{};
+      std::copy_n(values.begin() + first, count, some.list);
+      sinusoid_kernel<<<dim3(ceil_div(y.cols / 2, kThreads), static_cast<unsigned>(count)), kThreads, 0, stream_>>>(
+          some, static_cast<int>(y.cols / 2), rows_of<Y>(y.batch_slice(first, count)));
     }
-    from_f32(row.data(), y.dtype, stored.data(), y.cols);
-    // A copy from pageable memory has read it all when the call returns, so the next sample may overwrite `stored`.
-    check(cudaMemcpyAsync(y.batch_slice(b, 1).data, stored.data(), row_bytes, cudaMemcpyHostToDevice, stream_),
-          "sinusoid: upload");
-  }
+  });
+  check_launch("sinusoid");
 }
 
 void CudaOps::transpose(ConstView x, View y) {

@@ -255,14 +255,12 @@ void CudaOps::linear_backward(const LinearBackward& p) {
   gemm_.run(main, workspace);
 }
 
-void CudaOps::keep_ranks(const LoraBranch& branch, View u) {
-  if (branch.keep) gate_backward(u, branch.keep, {}, u, {});
-}
-
-void CudaOps::keep_ranks(std::span<const LoraBranch> lora, View u) {
+// u or du of some branches, side by side, times the factors of their ranks.
+void CudaOps::keep_ranks(std::span<const LoraBranch> lora, const View& u) {
   std::int64_t column = 0;
   for (const LoraBranch& branch : lora) {
-    keep_ranks(branch, u.col_slice(column, branch.rank()));
+    const View part = u.col_slice(column, branch.rank());
+    if (branch.keep) gate_backward(part, branch.keep, {}, part, {});
     column += branch.rank();
   }
 }
@@ -306,7 +304,7 @@ void CudaOps::few_rows_linear(const LinearForward& p) {
     const View part = u.col_slice(column, branch.rank());
     column += branch.rank();
     few_rows(p.x, plain(branch.a), 1.0F, Accumulate::kNo, part, stream_);
-    keep_ranks(branch, part);
+    keep_ranks({&branch, 1}, part);
     if (!p.y) continue;
     few_rows(part, plain(branch.b), branch.scale, Accumulate::kYes, p.y.col_slice(branch.row_begin, branch.b.rows),
              stream_);
@@ -335,7 +333,7 @@ void CudaOps::few_rows_linear_backward(const LinearBackward& p) {
     const View part = du.col_slice(column, branch.rank());
     const ConstView dy = p.dy.col_slice(branch.row_begin, branch.b.rows);
     few_rows_backward(dy, plain(branch.b), branch.scale, Accumulate::kNo, part, pieces, stream_);
-    keep_ranks(branch, part);
+    keep_ranks({&branch, 1}, part);
     if (branch.trained()) {
       few_rows_outer(part, p.x, 1.0F, branch.da, stream_);
       few_rows_outer(dy, p.u.col_slice(column, branch.rank()), branch.scale, branch.db, stream_);

@@ -278,15 +278,21 @@ __global__ void __launch_bounds__(kThreads)
   const float* pieces = of_a ? da_pieces : db_pieces + branch.row_begin;
   const int stride = of_a ? in : out;
   const int count = of_a ? da_count : db_count;
+  // Beside the tile some place inside is read instead: nothing then holds up the loads.
+  const float* from[kTileSteps];
+#pragma unroll
+  for (int step = 0; step < kTileSteps; ++step) {
+    const TilePlace at = TilePlace::by_columns(step);
+    const std::int64_t row = min(branch.first + rank + at.rank, ranks - 1);
+    from[step] = pieces + row * stride + min(first + at.column, columns - 1);
+  }
   float sums[kTileSteps] = {};
 #pragma unroll 4
   for (int piece = 0; piece < count; ++piece) {
 #pragma unroll
     for (int step = 0; step < kTileSteps; ++step) {
-      const TilePlace at = TilePlace::by_columns(step);
-      const int r = branch.first + rank + at.rank;
-      if (r >= ranks || first + at.column >= columns) continue;
-      sums[step] += pieces[(static_cast<std::int64_t>(piece) * ranks + r) * stride + first + at.column];
+      sums[step] += *from[step];
+      from[step] += static_cast<std::int64_t>(ranks) * stride;
     }
   }
 #pragma unroll

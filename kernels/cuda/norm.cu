@@ -11,11 +11,6 @@ constexpr int kMaxThreads = 512;
 constexpr int kForwardHeld = 4;
 constexpr int kBackwardHeld = 2;
 
-// Rows of a piece that a block sums for the modulation's gradients, while it has them in registers: as many as let the
-// 4608 rows of FLUX at 1024 pixels run at once on an H100.
-constexpr int kNormPiece = 18;
-static_assert(kNormPiece <= kPieceRows);
-
 constexpr std::int64_t held_cols(int held) { return std::int64_t{kMaxThreads} * held * kWide; }
 
 // Packs held with N values in each; with N = 1 none are, and each visit of a row reads memory again.
@@ -123,72 +118,52 @@ void normalise(cudaStream_t stream, const ConstView& x, const View& y, bool is_w
   check_launch("norm");
 }
 
-// With e = dy * (1 + scale) and n = (x - mean) * inverse: dx = inverse * (e - mean(e) - n * mean(e n)). A block takes
-// kPiece rows, and with kSums adds up dy * n and dy over them: partial [batch, pieces, 2, cols].
-template <class X, class D, int N, int kPiece, bool kSums>
+// With e = dy * (1 + scale) and n = (x - mean) * inverse: dx = inverse * (e - mean(e) - n * mean(e n)). A block a row.
+template <class X, class D, int N>
 __global__ void __launch_bounds__(kMaxThreads)
-    modulated_norm_backward_kernel(Rows<const D> dy, Rows<const X> x, Rows<const float> scale, int rows, int cols,
-                                   float epsilon, AnyRows<std::byte> dx, bool add, Statistics* statistics,
-                                   float* __restrict__ partial) {
-  constexpr int kHeld = kHeldFor<N, kBackwardHeld>;
-  static_assert(!kSums || kHeld > 0);
+    modulated_norm_backward_kernel(Rows<const D> dy, Rows<const X> x, Rows<const float> scale, unsigned rows, int cols,
+                                   float epsilon, AnyRows<std::byte> dx, bool add, Statistics* statistics) {
   __shared__ float buffers[2][1][kWarp];
   __shared__ float pair_buffer[2][kWarp];
-  const int b = blockIdx.y;
+  const unsigned b = blockIdx.x / rows;
+  const unsigned t = blockIdx.x % rows;
+  const Row<X, N, kHeldFor<N, kBackwardHeld>> row(x(b, t), cols, threadIdx.x, blockDim.x);
+  const Row<D, N, kHeldFor<N, kBackwardHeld>> drow(dy(b, t), cols, threadIdx.x, blockDim.x);
   const float* factors = scale(b, 0);
-  float totals[2][kSums ? kHeld : 1][N] = {};
-  const int last = min(rows, static_cast<int>(blockIdx.x + 1) * kPiece);
-  for (int t = blockIdx.x * kPiece; t < last; ++t) {
-    const Row<X, N, kHeld> row(x(b, t), cols, threadIdx.x, blockDim.x);
-    const Row<D, N, kHeld> drow(dy(b, t), cols, threadIdx.x, blockDim.x);
-    const float mean = mean_of(row, cols, buffers[0]);
-    const float inverse = inverse_of(row, cols, mean, epsilon, buffers[1]);
-    if (statistics != nullptr && threadIdx.x == 0) statistics[b * rows + t] = {mean, inverse};
+  const float mean = mean_of(row, cols, buffers[0]);
+  const float inverse = inverse_of(row, cols, mean, epsilon, buffers[1]);
+  if (statistics != nullptr && threadIdx.x == 0) statistics[blockIdx.x] = {mean, inverse};
+  if (!dx) return;
 
-    float sums[2] = {};
-    row.each([&](int i, int c) {
-      const Pack<X, N> from = row.at(i, c);
-      const Pack<D, N> d = drow.at(i, c);
-      const Pack<float, N> factor = load<N>(factors + c);
-      for (int j = 0; j < N; ++j) {
-        const float n = (from[j] - mean) * inverse;
-        const float e = d[j] * (1.0F + factor[j]);
-        sums[0] += e;
-        sums[1] += e * n;
-        if constexpr (kSums) {
-          totals[0][i][j] += d[j] * n;
-          totals[1][i][j] += d[j];
-        }
-      }
-    });
-    if (!dx) continue;
-    block_sums(sums, pair_buffer);
-    const float mean_e = sums[0] / static_cast<float>(cols);
-    const float mean_en = sums[1] / static_cast<float>(cols);
-    row.each([&](int i, int c) {
-      const Pack<X, N> from = row.at(i, c);
-      const Pack<D, N> d = drow.at(i, c);
-      const Pack<float, N> factor = load<N>(factors + c);
-      float v[N] = {};
-      if (add) dx.load(b, t, c, v);
-      for (int j = 0; j < N; ++j) {
-        const float e = d[j] * (1.0F + factor[j]);
-        v[j] += inverse * (e - mean_e - (from[j] - mean) * inverse * mean_en);
-      }
-      dx.store(b, t, c, v);
-    });
-  }
-  if constexpr (kSums) {
-    partial += static_cast<std::int64_t>(b * gridDim.x + blockIdx.x) * 2 * cols;
-#pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      const int c = static_cast<int>(i * blockDim.x + threadIdx.x) * N;
-      for (int k = 0; k < 2 && c < cols; ++k) store<N>(partial + k * cols + c, totals[k][i]);
+  float sums[2] = {};
+  row.each([&](int i, int c) {
+    const Pack<X, N> from = row.at(i, c);
+    const Pack<D, N> d = drow.at(i, c);
+    const Pack<float, N> factor = load<N>(factors + c);
+    for (int j = 0; j < N; ++j) {
+      const float e = d[j] * (1.0F + factor[j]);
+      sums[0] += e;
+      sums[1] += e * ((from[j] - mean) * inverse);
     }
-  }
+  });
+  block_sums(sums, pair_buffer);
+  const float mean_e = sums[0] / static_cast<float>(cols);
+  const float mean_en = sums[1] / static_cast<float>(cols);
+  row.each([&](int i, int c) {
+    const Pack<X, N> from = row.at(i, c);
+    const Pack<D, N> d = drow.at(i, c);
+    const Pack<float, N> factor = load<N>(factors + c);
+    float v[N] = {};
+    if (add) dx.load(b, t, c, v);
+    for (int j = 0; j < N; ++j) {
+      const float e = d[j] * (1.0F + factor[j]);
+      v[j] += inverse * (e - mean_e - (from[j] - mean) * inverse * mean_en);
+    }
+    dx.store(b, t, c, v);
+  });
 }
 
-// dscale = sum of dy * (x - mean) * inverse, dshift = sum of dy, of rows that registers cannot hold.
+// dscale = sum of dy * (x - mean) * inverse, dshift = sum of dy.
 template <class X, class D>
 struct ModulationTerm {
   static constexpr int kSums = 2;
@@ -227,36 +202,29 @@ void CudaOps::modulated_norm_backward(const ModulatedNormBackward& p) {
               (!present(p.dscale) || per_sample(p.dscale, p.x)) && (!present(p.dshift) || per_sample(p.dshift, p.x)),
           "modulated_norm_backward: shapes");
   const bool sums = present(p.dscale) || present(p.dshift);
-  const std::int64_t batch = p.x.batch, rows = p.x.rows, cols = p.x.cols;
   Scratch scratch(*this);
   View statistics, partial;
-  if (present(p.dscale)) statistics = scratch.take(DType::F32, batch, rows, 2);
-  if (sums) partial = scratch.take(DType::F32, batch * ceil_div(rows, kNormPiece), 2, cols);
+  if (present(p.dscale)) statistics = scratch.take(DType::F32, p.x.batch, p.x.rows, 2);
+  if (sums) {
+    partial = scratch.take(DType::F32, p.x.batch * pieces_of(p.x.rows), ModulationTerm<float, float>::kSums, p.x.cols);
+  }
   if (scratch.rehearsing() || p.x.count() == 0) return;
   const double traffic_of_dx = present(p.dx) ? traffic({p.dx}) * (p.accumulate == Accumulate::kYes ? 2.0 : 1.0) : 0.0;
   const ProfileSpan span = timed(KernelFamily::kElementwise, traffic({p.dy, p.x}) + traffic_of_dx);
-  const bool is_wide = wide({p.dy, p.x, p.scale, p.dx}) && cols <= held_cols(kBackwardHeld);
+  const bool is_wide = wide({p.dy, p.x, p.scale, p.dx}) && p.x.cols <= held_cols(kBackwardHeld);
   auto* stored = reinterpret_cast<Statistics*>(statistics.data);
-  auto* pieces = reinterpret_cast<float*>(partial.data);
   with_types(p.x.dtype, p.dy.dtype, is_wide, [&]<class X, class D, int N>() {
     const Rows<const D> dy = rows_of<D>(p.dy);
     const Rows<const X> x = rows_of<X>(p.x);
-    const auto launch = [&](auto kernel, int piece) {
-      const dim3 blocks(ceil_div(rows, piece), static_cast<unsigned>(batch));
-      kernel<<<blocks, threads_for<N, kBackwardHeld>(cols), 0, stream_>>>(
-          dy, x, float_rows(p.scale), static_cast<int>(rows), static_cast<int>(cols), p.epsilon, any_rows(p.dx),
-          p.accumulate == Accumulate::kYes, stored, pieces);
+    if (p.dx || p.dscale) {
+      const auto blocks = static_cast<unsigned>(p.x.batch * p.x.rows);
+      modulated_norm_backward_kernel<X, D, N><<<blocks, threads_for<N, kBackwardHeld>(p.x.cols), 0, stream_>>>(
+          dy, x, float_rows(p.scale), static_cast<unsigned>(p.x.rows), static_cast<int>(p.x.cols), p.epsilon,
+          any_rows(p.dx), p.accumulate == Accumulate::kYes, stored);
       check_launch("modulated_norm_backward");
-    };
-    if constexpr (N == kWide) {
-      if (sums) {
-        launch(modulated_norm_backward_kernel<X, D, N, kNormPiece, true>, kNormPiece);
-        return column_totals(stream_, partial, ceil_div(rows, kNormPiece), 2, p.dscale, p.dshift);
-      }
     }
-    if (p.dx || p.dscale) launch(modulated_norm_backward_kernel<X, D, N, 1, false>, 1);
     if (sums) {
-      const ModulationTerm<X, D> term{dy, x, stored, static_cast<int>(rows)};
+      const ModulationTerm<X, D> term{dy, x, stored, static_cast<int>(p.x.rows)};
       column_sums<N>(stream_, term, p.x, partial, p.dscale, p.dshift);
     }
   });

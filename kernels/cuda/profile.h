@@ -3,9 +3,10 @@
 
 #include <cuda_runtime.h>
 
-#include <memory>
+#include <functional>
 #include <vector>
 
+#include "kernels/device.h"
 #include "kernels/profile.h"
 
 namespace squareq::cuda {
@@ -52,5 +53,8 @@ class ProfileSpan {
  private:
   Profile* profile_;
 };
+
+// See Device: records the work as a graph, and runs that.
+Device::Kernels back_to_back(cudaStream_t stream, const std::function<void()>& work);
 
 }  // namespace squareq::cuda

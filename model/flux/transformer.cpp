@@ -230,12 +230,39 @@ Stage make_stage(State& s, const std::string& id, Part part, bool has_backward) 
           .backward = [shared, &s](Ops& ops) { backward(ops, s, *shared); }};
 }
 
+StageWork work_of(const State& s, double products) {
+  const auto tokens = static_cast<double>(s.tokens());
+  const auto batch = static_cast<double>(s.batch);
+  return {.products = batch * products, .attention = 4.0 * batch * tokens * tokens * static_cast<double>(s.hidden())};
+}
+
+double products(std::int64_t rows, std::initializer_list<const Linear*> linears) {
+  double sum = 0.0;
+  for (const Linear* linear : linears) sum += 2.0 * static_cast<double>(rows * linear->out * linear->in);
+  return sum;
+}
+
+StageWork work_of(const State& s, const DoubleBlock& block) {
+  double sum = 0.0;
+  for (std::size_t i = 0; i < 2; ++i) {
+    const DoubleBlock::Stream& stream = block.streams[i];
+    const std::int64_t rows = i == 0 ? s.tokens() - s.sequence.text : s.sequence.text;
+    sum += products(rows, {&stream.qkv, &stream.proj, &stream.mlp0, &stream.mlp2});
+  }
+  return work_of(s, sum);
+}
+
+StageWork work_of(const State& s, const SingleBlock& block) {
+  return work_of(s, products(s.tokens(), {&block.linear1, &block.linear2}));
+}
+
 template <class Block>
 Stage make_block_stage(State& s, const std::string& id, Block block, bool has_backward) {
   const auto shared = std::make_shared<Block>(std::move(block));
   return {.id = id,
           .recomputable = true,
           .has_backward = has_backward,
+          .work = work_of(s, *shared),
           .weights = [shared, &s](WeightVisitor& visitor) { weights(visitor, s, *shared); },
           .saved = [shared, &s](Carver& carver) { layout(carver, s, *shared); },
           .forward = [shared, &s](Ops& ops, Pass pass) { forward(ops, s, *shared, pass); },
@@ -273,6 +300,7 @@ std::vector<Stage> stages(State& s, const LoraSet& lora) {
     bool modulation_needed = s.vec_gradient;
     for (const Linear& linear : modulation.linears) modulation_needed |= linear.trained();
     list.push_back(make_stage(s, "modulation." + id, std::move(modulation), gradients && modulation_needed));
+    list.back().weights_in_backward = s.vec_gradient;  // adapters alone need inputs and gradients only
     block.modulation_gradient &= gradients;
     block.input_gradient = below;
     const bool needed = below || block.modulation_gradient || trains_any(lora, id + ".");

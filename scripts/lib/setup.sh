@@ -4,7 +4,7 @@
 # shellcheck disable=SC2034 # the scripts that source this use it
 build_packages=(build-essential cmake ninja-build pkg-config ccache libcli11-dev nlohmann-json3-dev libspdlog-dev
   libfmt-dev libstb-dev catch2 libopenblas-dev libicu-dev libssl-dev libxxhash-dev libturbojpeg0-dev libwebp-dev
-  libyaml-cpp-dev libtomlplusplus-dev python3)
+  libyaml-cpp-dev libtoml11-dev python3)
 
 cuda_options=() # of the next configure_and_build
 

@@ -45,7 +45,7 @@ TEST_CASE("CUDA adamw with 8-bit moments computes what the CPU does") {
     Twin mean_scale(1, 1, blocks, 4, DType::F32), root_scale(1, 1, blocks, 5, DType::F32);
     const auto codes = [&](View floats, DType dtype) { return View(floats.data, dtype, 1, 1, n); };
     both([&](Ops& ops, auto v) {
-      for (const Twin* buffer : {&mean, &root, &mean_scale, &root_scale}) ops.fill(v(*buffer), 0.0F);
+      for (const View& buffer : {v(mean), v(root), v(mean_scale), v(root_scale)}) ops.fill(buffer, 0.0F);
     });
     for (std::int64_t step = 1; step <= 4; ++step) {
       const Twin gradients(1, 1, n, 10 + static_cast<std::uint32_t>(step), DType::F32);

@@ -1,5 +1,7 @@
 #include "engine/config.h"
 
+#include <filesystem>
+
 #include "engine/config_table.h"
 #include "kernels/base/error.h"
 #include "tests/catch.h"
@@ -62,8 +64,8 @@ TEST_CASE("config: every field is read") {
     // the settings of a reference run
     "transformer": "/models/flux.safetensors", "vae": "ae", "clip": "clip_l", "t5": "t5xxl", "tokenizers": "tok",
     "quantize": "none", "axes_dims_rope": [8, 28, 28], "output_dir": "../out", "name": "pixel", "cache_dir": "c",
-    "save_every": 100, "keep_states": 3, "resume": "s.state", "timestamps": false, "save_dtype": "f32", "log_every": 10, "device": "cpu", "threads": 2,
-    "attention": "portable", "deterministic": false, "precision": "w8a8",
+    "save_every": 100, "keep_states": 3, "resume": "s.state", "timestamps": false, "save_dtype": "f32", "log_every": 10,
+    "device": "cpu", "threads": 2, "attention": "portable", "deterministic": false, "precision": "w8a8",
     "data": {"folder": "d", "resolution": "128x256", "text_length": 32, "upscale": true,
       "bucket_step": 32, "prior_weight": 0.5, "repeats": 3, "weight": 0.25, "regularisation": true, "flip": true,
       "alpha_mask": true, "mask_folder": "masks", "mask_floor": 0.1, "default_caption": "a photo", "trigger": "sks",
@@ -384,6 +386,26 @@ TEST_CASE("config: docs/config.md is what the table says") {
       INFO(field.path);
       CHECK(!field.schema.empty());
     }
+  }
+  SECTION("and so is configs/all-settings.json, which is valid") {
+    const std::string all = config_template_json();
+    CHECK(test::read_file(std::string(TEST_DATA) + "/../../configs/all-settings.json") == all);
+    const TrainConfig c = parse(all);
+    CHECK(c.data.resolution == std::vector<std::int64_t>{512, 768, 1024});
+    for (const ConfigField& field : config_fields()) {
+      INFO(field.path);
+      CHECK(contains(all, "\"" + field.leaf() + "\": "));
+    }
+  }
+  SECTION("and the ready configurations are valid") {
+    std::size_t found = 0;
+    for (const auto& entry : std::filesystem::directory_iterator(std::string(TEST_DATA) + "/../../configs")) {
+      if (entry.path().filename() == "schema.json") continue;
+      INFO(entry.path());
+      CHECK(!parse(test::read_file(entry.path().string())).data.folders.empty());
+      ++found;
+    }
+    CHECK(found >= 7);
   }
   SECTION("and its example is valid") {
     const std::size_t begin = text.find("```json\n") + 8;

@@ -62,7 +62,7 @@ class FakeTransfers : public Transfers {
       }
     }
   }
-  double seconds(const Event&, const Event&) override { return 0.0; }
+  double seconds(const Event&, const Event&) const override { return 0.0; }
   Buffer allocate_pinned(std::size_t bytes) override {
     return {new std::byte[bytes], [](std::byte* p) { delete[] p; }};
   }

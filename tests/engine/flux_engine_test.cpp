@@ -107,9 +107,9 @@ TEST_CASE("gradients accumulate over batches of different shapes") {
 namespace {
 
 // Ids of every `every`-th stage, from the first on; all large ones if every is 1.
-std::set<std::string> some_stages(const Slab& slab, std::size_t every) {
-  std::set<std::string> ids;
-  for (std::size_t i = 0; i < slab.blocks().size(); i += every) ids.insert(slab.blocks()[i].id);
+std::vector<std::string> some_stages(const Slab& slab, std::size_t every) {
+  std::vector<std::string> ids;
+  for (std::size_t i = 0; i < slab.blocks().size(); i += every) ids.push_back(slab.blocks()[i].id);
   return ids;
 }
 

@@ -200,7 +200,7 @@ TEST_CASE("import: files that are no settings are refused with their place") {
   CHECK(contains(message(ForeignTrainer::kKohya, dots + " = 1"), "dots"));
   CHECK(contains(message(ForeignTrainer::kKohya, "a = 1\na = 2"), "TOML"));
   CHECK(contains(message(ForeignTrainer::kKohya, "a = 1\n[[[datasets]]\n"), "TOML"));
-  CHECK(contains(message(ForeignTrainer::kKohya, std::string("output_name = \"\xff\xfe\"")), "TOML"));
+  CHECK(contains(message(ForeignTrainer::kKohya, std::string("output_name = \"\xff\xfe\"")), "UTF-8"));
   CHECK_THROWS_AS(import_config(ForeignTrainer::kKohya, "/nowhere/x.toml"), FileError);
 }
 

@@ -43,7 +43,7 @@ TEST_CASE("synthetic weights: FLUX activations stay of order one through all blo
   fill_random(y, 3);
   engine.set_sample(0, {.img = img, .txt = txt, .y = y, .sigma = 0.5, .guidance = 3.5});
   std::size_t block = 0;
-  engine.forward([&](const Stage& stage, double) {
+  engine.forward([&](const Stage& stage) {
     if (!stage.id.starts_with("double_blocks.") && !stage.id.starts_with("single_blocks.")) return;
     const double size = root_mean_square(*device, engine.state().x.at(++block));
     INFO(stage.id << ": " << size);
@@ -74,7 +74,7 @@ TEST_CASE("synthetic weights: T5 activations stay of order one through all block
       },
       [&](Ops&) { runner.rehearse(); });
   arena.use();
-  runner.forward([&](const Stage& stage, double) {
+  runner.forward([&](const Stage& stage) {
     const double size = root_mean_square(*device, stage.id == "final" ? state.output : state.x);
     INFO(stage.id << ": " << size);
     CHECK(of_order_one(size));

@@ -1,0 +1,117 @@
+#include <algorithm>
+#include <array>
+#include <chrono>
+
+#include "engine/memory_plan.h"
+#include "kernels/base/error.h"
+#include "kernels/base/random.h"
+
+namespace squareq {
+namespace {
+
+constexpr int kRepeats = 3;
+
+double copy_rate(Device& device) {
+  constexpr std::size_t kBytes = std::size_t{64} << 20U;
+  Transfers& transfers = device.transfers();
+  const Buffer host = transfers.allocate_pinned(kBytes);
+  const Buffer memory = device.allocate(kBytes);
+  const std::unique_ptr<Event> end = transfers.make_event();
+  double best = 0.0;
+  for (int i = 0; i <= kRepeats; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    transfers.copy(host.get(), memory.get(), kBytes);
+    transfers.record(*end, Stream::kCopy);
+    transfers.wait(*end);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    best = std::max(best, static_cast<double>(kBytes) / seconds);
+  }
+  return best;
+}
+
+// Inputs that are no zeros: those are faster than real data.
+void fill_inputs(FluxEngine& engine) {
+  const flux::State& state = engine.state();
+  std::uint32_t stream = 0;
+  for (const View& view : {state.img, state.txt, state.y, state.dprediction}) {
+    std::vector<float> values(static_cast<std::size_t>(view.count()));
+    Random({.purpose = Purpose::kTest, .module = stream++}).fill_normal(values);
+    engine.device().upload(values.data(), view);
+  }
+}
+
+// From data sheets: memory in GiB, TFLOP/s of dense bfloat16 products with float32 sums; GB/s of the PCI Express link.
+struct Card {
+  const char* name;
+  double memory, products, copies;
+};
+constexpr std::array kCards{
+    Card{"rtx3060", 12, 51, 25},        Card{"rtx3080-10gb", 10, 60, 25}, Card{"rtx3090", 24, 71, 25},
+    Card{"rtx4060ti-16gb", 16, 44, 13}, Card{"rtx4070", 12, 58, 25},      Card{"rtx4080", 16, 97, 25},
+    Card{"rtx4090", 24, 165, 25},       Card{"rtx5090", 32, 209, 50},     Card{"a100-40gb", 40, 312, 25},
+    Card{"a100-80gb", 80, 312, 25},     Card{"l40s", 48, 181, 25},        Card{"h100", 79, 800, 54}};
+constexpr double kReached = 0.5;  // of the products' rate, by whole blocks; measured on an H100 only
+constexpr std::size_t kContext = std::size_t{600} << 20U;
+constexpr std::size_t kScratch = std::size_t{256} << 20U;
+
+}  // namespace
+
+DeviceRates measure_rates(Device& device, const Slab& slab, const FluxRun& run) {
+  DeviceRates rates{.name = device.name(), .copies = copy_rate(device)};
+  FluxRun part = run;
+  part.blocks_of_each_kind = 1;
+  part.keep = Keep::kAll;
+  part.kept.clear();
+  part.residency = {};
+  const auto shorter = [](const Sequence& a, const Sequence& b) { return a.total() < b.total(); };
+  part.sequences = {*std::max_element(run.sequences.begin(), run.sequences.end(), shorter)};
+  {
+    FluxEngine engine(device, slab, part);
+    engine.initialise_lora(LoraInit::kKaiming, 0);
+    fill_inputs(engine);
+    double forward = 0.0;
+    double backward = 0.0;
+    for (const Stage& stage : engine.runner().stages()) {
+      forward += stage.work.forward();
+      if (stage.has_backward) backward += stage.work.backward();
+    }
+    rates.scratch = engine.arena().scratch_bytes();
+    for (int i = 0; i <= kRepeats; ++i) {
+      engine.runner().measure();
+      engine.forward();
+      engine.backward();
+      double up = 0.0;
+      double down = 0.0;
+      for (const StageTime& t : engine.runner().times()) {
+        if (t.stage->work.forward() > 0.0) (t.backward ? down : up) += t.seconds;
+      }
+      rates.forward = std::max(rates.forward, forward / up);
+      rates.backward = std::max(rates.backward, backward / down);
+    }
+  }
+  const DeviceMemory memory = device.memory();
+  rates.memory = memory.total;
+  rates.context = device.reads_host_memory() ? 0 : memory.ours;
+  return rates;
+}
+
+DeviceRates card_rates(const std::string& name) {
+  std::string names;
+  for (const Card& card : kCards) {
+    if (name == card.name) {
+      const double rate = card.products * 1e12 * kReached;
+      return {.name = name,
+              .projected = true,
+              .memory = static_cast<std::size_t>(card.memory * 0x1p30),
+              .context = kContext,
+              .forward = rate,
+              .backward = rate,
+              .copies = card.copies * 1e9,
+              .scratch = kScratch};
+    }
+    names += std::string(names.empty() ? "" : ", ") + card.name;
+  }
+  throw ConfigError({.where = "--card", .found = "'" + name + "'", .expected = "one of " + names, .advice = ""});
+}
+
+}  // namespace squareq

@@ -1,0 +1,119 @@
+#include "engine/memory_plan.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/lora_targets.h"
+#include "engine/stream_model.h"
+#include "io/slab_build.h"
+#include "kernels/base/error.h"
+#include "tests/catch.h"
+#include "tests/engine/tiny_model.h"
+#include "tests/support.h"
+
+using namespace squareq;
+using namespace squareq::test;
+
+namespace {
+
+struct Setup {
+  TempDir folder;
+  std::unique_ptr<Device> device = make_cpu_device(2);
+  std::unique_ptr<Slab> slab;
+  FluxRun run;
+  DeviceRates rates{.name = "test", .context = 1000, .forward = 1e9, .backward = 1e9, .copies = 1e8};
+
+  Setup() {
+    FluxShape shape = tiny_shape();
+    shape.double_blocks = 3;
+    shape.single_blocks = 5;
+    synthesize_slab(shape, folder.file("tiny.slab"));
+    slab = std::make_unique<Slab>(folder.file("tiny.slab"));
+    LoraConfig lora;
+    lora.rank = 4;
+    lora.alpha = 4.0;
+    run = {.batch = 2,
+           .sequences = {make_sequence(5, {.rows = 2, .cols = 3}), make_sequence(9, {.rows = 4, .cols = 2})},
+           .wanted = {.gradients = true},
+           .keep = Keep::kCheckpoint,
+           .lora = select_lora_targets(lora, shape)};
+  }
+
+  MemoryPlan plan(std::size_t budget) const {
+    return plan_memory(*slab, run, measure_run(*slab, run, DType::F32), rates, budget);
+  }
+  std::size_t least() const {
+    std::size_t low = 0;
+    std::size_t high = std::size_t{1} << 30U;
+    while (high - low > 1) {
+      const std::size_t middle = (low + high) / 2;
+      try {
+        plan(middle);
+        high = middle;
+      } catch (const ConfigError&) {
+        low = middle;
+      }
+    }
+    return high;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a plan keeps to every budget, counts what the engine carves, and is never slower with more memory") {
+  const Setup setup;
+  const std::size_t least = setup.least();
+  double before = INFINITY;
+  for (std::size_t budget = least; budget < 4 * least; budget += least / 5) {
+    const MemoryPlan plan = setup.plan(budget);
+    INFO("budget " << budget << ", total " << plan.total() << ", " << plan.residency.streamed.size() << " streamed");
+    CHECK(plan.total() <= budget);
+    CHECK(plan.seconds <= before * 1.001);
+    before = plan.seconds;
+    // On the CPU, weights that stay are read where they are mapped, and scratch is not the arena's.
+    std::size_t mapped = 0;
+    for (const SlabBlock& block : setup.slab->blocks()) {
+      const std::vector<std::string>& streamed = plan.residency.streamed;
+      if (std::ranges::find(streamed, block.id) == streamed.end()) mapped += block.bytes;
+    }
+    const FluxEngine engine(*setup.device, *setup.slab, plan.apply(setup.run));
+    CHECK(engine.arena().bytes() + mapped + setup.rates.context == plan.total());
+  }
+  const MemoryPlan all = setup.plan(std::size_t{1} << 30U);
+  CHECK(all.residency.streamed.empty());
+  CHECK(all.kept.size() == 8);
+}
+
+TEST_CASE("a budget that is too small is refused with what would fit") {
+  const Setup setup;
+  const std::string message = message_of<ConfigError>([&] { setup.plan(setup.least() - 1); });
+  CHECK(contains(message, "set vram_budget_gb to"));
+  CHECK(contains(message, "lora.rank"));
+  CHECK(contains(message_of<ConfigError>([&] { card_rates("voodoo2"); }), "rtx3090"));
+}
+
+TEST_CASE("rates are measured where a run computes") {
+  const Setup setup;
+  const DeviceRates rates = measure_rates(*setup.device, *setup.slab, setup.run);
+  CHECK(rates.forward > 0.0);
+  CHECK(rates.backward > 0.0);
+  CHECK(rates.copies > 0.0);
+  CHECK_FALSE(rates.projected);
+}
+
+TEST_CASE("the model of streaming: transfers that hide, that do not, and what the slots hold") {
+  const auto step = [](std::size_t n, double seconds, std::size_t bytes) {
+    std::vector<PassStage> list;
+    for (std::size_t i = 0; i < n; ++i) list.push_back({i, seconds, bytes, 1});
+    for (std::size_t i = n; i-- > 0;) list.push_back({i, seconds, bytes, 1});
+    return list;
+  };
+  const auto near = [](double a, double b) { return std::fabs(a - b) <= 1e-9 * b; };
+  CHECK(near(predict_step(step(10, 1.0, 0), 0, 1.0), 20.0));       // nothing streams
+  CHECK(near(predict_step(step(10, 1.0, 1), 4, 100.0), 20.0));     // hidden
+  CHECK(near(predict_step(step(10, 0.0, 1), 4, 1.0), 2.0 * 6.0));  // transfers alone: four serve both passes
+  CHECK(near(predict_step(step(10, 0.001, 1), 10, 1.0), 0.02));    // all fit
+  const double both = predict_step(step(10, 1.0, 1), 4, 1.0);
+  CHECK(both >= 20.0);
+  CHECK(both <= 22.0);
+}
