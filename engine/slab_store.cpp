@@ -109,9 +109,7 @@ bool SlabStore::is_streamed(const std::string& id) const {
   return std::ranges::find(residency_.streamed, id) != residency_.streamed.end();
 }
 
-bool SlabStore::in_place(const std::string& id) const {
-  return device_.reads_host_memory() && !is_streamed(id);
-}
+bool SlabStore::in_place(const std::string& id) const { return device_.reads_host_memory() && !is_streamed(id); }
 
 void SlabStore::add_parts(const std::string& id, std::size_t capacity) {
   const SlabBlock& block = slab_.block(id);

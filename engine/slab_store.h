@@ -18,7 +18,7 @@ namespace squareq {
 // Where the weights of the stages are while they are not used.
 struct Residency {
   std::vector<std::string> streamed;  // ids of stages whose weights stay on the host
-  std::size_t slots = 4;           // of device memory that the streamed ones share; see slot_bytes
+  std::size_t slots = 4;              // of device memory that the streamed ones share; see slot_bytes
   HostPath path = HostPath::kAuto;
   std::size_t readers = 0;  // threads; 0: as many as copies at full speed take
 };
