@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kDownWarps* kWarp, kTiles == 2 && kWhole ? 3 :
   const int row = blockIdx.x * kRowTiles * 16 + group;
   const int column = blockIdx.y * kTiles * 8;
   float sums[kSums] = {};
-  constexpr int kAtOnce = kTiles == 2 ? 4 : 2;  // chunks that are on their way before the first is used
+  constexpr int kAtOnce = kTiles == 2 ? 3 : 2;  // chunks that are on their way before the first is used
   constexpr int kStep = kDownWarps * kChunk;
   for (int begin = warp * kChunk; begin < features; begin += kAtOnce * kStep) {
     unsigned a[kAtOnce][kRowTiles * 2][4], b[kAtOnce][kTiles][4];
