@@ -47,7 +47,7 @@ struct TimestepSettings {
   double shift = 3.0;                        // kShift, kSigma, kMode
   double mode_scale = 1.29;                  // kMode
   ScheduleShift schedule;                    // kFluxShift: its base and max shift
-  double sigma_min = 0.0, sigma_max = 1.0;   // what was drawn in (0, 1) is mapped linearly onto this range
+  double sigma_min = 0.0, sigma_max = 1.0;   // what was drawn in (0, 1] is mapped linearly onto this range
 };
 
 // How much the loss at a noise level counts.

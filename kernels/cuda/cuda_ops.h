@@ -146,11 +146,14 @@ class CudaOps : public Ops {
                                std::vector<std::pair<ConstView, View>>& conversions);
   void adapter_gradients(const LinearBackward& p, const ConstView& dy, const AdapterScratch& adapters);
   static Gemm product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, ConstView bias = {});
-  bool computes_in_int8(const Weight& weight, ConstView rows, std::initializer_list<ConstView> outputs) const;
+  // How the product of a linear layer with its weight is computed. `saves_passes`: are there adapters or an epilogue?
+  enum class Product : std::uint8_t { kAlone, kFusedInt8, kFusedBf16 };
+  Product product_of(const Weight& weight, ConstView rows, bool saves_passes,
+                     std::initializer_list<ConstView> outputs) const;
   static QuantisedRows take_quantised(Scratch& scratch, const ConstView& x);
   void quantise(const ConstView& x, const ConstView& factors, const QuantisedRows& to);
-  void linear_w8a8(const LinearForward& p);
-  void linear_backward_w8a8(const LinearBackward& p);
+  void linear_fused(const LinearForward& p, bool int8);
+  void linear_backward_fused(const LinearBackward& p, bool int8);
   void few_rows_linear(const LinearForward& p);
   void few_rows_linear_backward(const LinearBackward& p);
 

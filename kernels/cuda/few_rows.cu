@@ -37,7 +37,8 @@ struct alignas(16) Run {
 };
 
 // One warp for each output feature, or with kShared a block of warps that share out the input features. R: rows held in
-// registers, at least `count`. whole_runs: every row is made of aligned runs.
+// registers, at least `count`. whole_runs: every row of both is made of aligned runs; then the floats too are loaded in
+// pieces of 16 bytes, since neighbouring lanes are a run apart.
 template <int R, bool kShared, class W>
 __global__ void few_rows_kernel(Flat x, Stored<W> w, int in, int out, int count, float alpha, bool accumulate,
                                 bool whole_runs, Flat y) {
@@ -60,11 +61,17 @@ __global__ void few_rows_kernel(Flat x, Stored<W> w, int in, int out, int count,
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       if (r >= count) break;
-      const float* values = x(r) + i;
+      alignas(16) float values[kRun];
+      if (whole_runs) {
 #pragma unroll
-      for (int j = 0; j < kRun; ++j) {
-        if (i + j < in) sums[r] += to_float(run.values[j]) * values[j];
+        for (int j = 0; j < kRun; j += 4) {
+          *reinterpret_cast<float4*>(values + j) = *reinterpret_cast<const float4*>(x(r) + i + j);
+        }
+      } else {
+        for (int j = 0; j < kRun; ++j) values[j] = i + j < in ? x(r)[i + j] : 0.0F;
       }
+#pragma unroll
+      for (int j = 0; j < kRun; ++j) sums[r] += to_float(run.values[j]) * values[j];
     }
   }
 #pragma unroll
@@ -168,7 +175,9 @@ void few_rows(ConstView x, const Weight& weight, float alpha, Accumulate accumul
   with_stored(weight, [&](auto w) {
     using W = std::remove_cvref_t<decltype(*w.values)>;
     const bool whole_runs = weight.in() % kRunOf<W> == 0 && w.stride % kRunOf<W> == 0 &&
-                            reinterpret_cast<std::uintptr_t>(w.values) % sizeof(Run<W>) == 0;
+                            reinterpret_cast<std::uintptr_t>(w.values) % sizeof(Run<W>) == 0 &&
+                            reinterpret_cast<std::uintptr_t>(x.data) % sizeof(float4) == 0 && x.row_stride % 4 == 0 &&
+                            x.batch_stride % 4 == 0;
     const auto launch = [&](auto kernel) {
       kernel<<<blocks, kWarp * kWarps, 0, stream>>>(flat(x), w, static_cast<int>(weight.in()),
                                                     static_cast<int>(weight.out()), static_cast<int>(rows), alpha,

@@ -129,7 +129,10 @@ void CudaOps::linear(const LinearForward& p) {
   check_shapes(p.x, p.weight.in(), p.weight, p.lora);
   const bool output = p.y || p.act || p.sum;
   if (few_float_rows({p.x, p.y, p.u}) && !p.act && !p.sum) return few_rows_linear(p);
-  if (output && computes_in_int8(p.weight, p.x, {p.y, p.act, p.residual, p.sum})) return linear_w8a8(p);
+  if (output) {
+    const Product path = product_of(p.weight, p.x, !p.lora.empty() || p.act || p.sum, {p.y, p.act, p.residual, p.sum});
+    if (path != Product::kAlone) return linear_fused(p, path == Product::kFusedInt8);
+  }
 
   Scratch scratch(*this);
   const bool adapted = !p.lora.empty();
@@ -220,7 +223,10 @@ void CudaOps::linear_backward(const LinearBackward& p) {
   for (const LoraBranch& branch : p.lora) trained |= branch.trained();
   if (!p.dx && !trained) return;
   if (few_float_rows({p.dy, p.dx, p.x, p.u})) return few_rows_linear_backward(p);
-  if (p.dx && computes_in_int8(p.weight, p.dy, {p.dx})) return linear_backward_w8a8(p);
+  if (p.dx) {
+    const Product path = product_of(p.weight, p.dy, !p.lora.empty(), {p.dx});
+    if (path != Product::kAlone) return linear_backward_fused(p, path == Product::kFusedInt8);
+  }
 
   Scratch scratch(*this);
   const bool adapted = !p.lora.empty();

@@ -1,6 +1,6 @@
-// Linear layers on INT8 tensor cores (the path w8a8): activations are quantised row by row, scales meet the sums in the
-// product's epilogue, and so do the adapters as one low-rank term. Adapters and their gradients are computed from what
-// was not quantised.
+// Linear layers whose product with the weight does all the rest in its epilogue: scales, the adapters as one low-rank
+// term, bias, GELU, gate and residual. Its operands are INT8 (the path w8a8: activations are quantised row by row) or
+// bfloat16. Adapters and their gradients are computed from what was not quantised.
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/few_rows.h"
@@ -24,6 +24,11 @@ V matrix_of(V v, std::int64_t first, std::int64_t samples) {
   return v;
 }
 
+// Rows that TMA copies.
+bool aligned(const ConstView& v) {
+  return !v || (reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0 && v.row_stride % 8 == 0 && v.batch_stride % 8 == 0);
+}
+
 // INT8 sums are exact, so where the results' rows are not aligned as wgmma's kernel wants them, mma's computes the
 // same.
 void multiply(const FusedGemm& gemm, TensorCores cores, cudaStream_t stream) {
@@ -39,11 +44,24 @@ void for_matrices(std::int64_t batch, bool whole, Function f) {
 
 }  // namespace
 
-// Decided by types and shapes alone. Few rows gain nothing, and other widths would need padded copies.
-bool CudaOps::computes_in_int8(const Weight& weight, ConstView rows, std::initializer_list<ConstView> outputs) const {
-  return options_.precision == DeviceOptions::Precision::kW8A8 && weight.codec == Codec::kInt8Rows &&
-         rows.batch * rows.rows > kFewRows && weight.in() % kWidthStep == 0 && weight.out() % kWidthStep == 0 &&
-         std::all_of(outputs.begin(), outputs.end(), [](const ConstView& v) { return !v || v.dtype == DType::BF16; });
+// Decided by types, shapes and alignment alone. Few rows gain nothing from INT8, and other widths would need padded
+// copies. In bfloat16 cuBLASLt's products are a little faster than the fused one, which wins only by the passes over
+// the output that it saves, and only on many rows.
+CudaOps::Product CudaOps::product_of(const Weight& weight, ConstView rows, bool saves_passes,
+                                     std::initializer_list<ConstView> outputs) const {
+  constexpr std::int64_t kManyRows = 1024;
+  const std::int64_t count = rows.batch * rows.rows;
+  const auto bf16 = [](const ConstView& v) { return !v || v.dtype == DType::BF16; };
+  if (count <= kFewRows || weight.in() % kWidthStep != 0 || weight.out() % kWidthStep != 0 ||
+      !std::all_of(outputs.begin(), outputs.end(), bf16)) {
+    return Product::kAlone;
+  }
+  if (options_.precision == DeviceOptions::Precision::kW8A8 && weight.codec == Codec::kInt8Rows) {
+    return Product::kFusedInt8;
+  }
+  const bool fits = bf16(rows) && aligned(rows) && std::all_of(outputs.begin(), outputs.end(), aligned);
+  return tensor_cores_ == TensorCores::kSm90 && saves_passes && fits && count >= kManyRows ? Product::kFusedBf16
+                                                                                           : Product::kAlone;
 }
 
 QuantisedRows CudaOps::take_quantised(Scratch& scratch, const ConstView& x) {
@@ -51,7 +69,7 @@ QuantisedRows CudaOps::take_quantised(Scratch& scratch, const ConstView& x) {
   return {scratch.take(DType::I8, 1, rows, x.cols), scratch.take(DType::F32, 1, 1, rows)};
 }
 
-void CudaOps::linear_w8a8(const LinearForward& p) {
+void CudaOps::linear_fused(const LinearForward& p, bool int8) {
   Scratch scratch(*this);
   const bool adapted = !p.lora.empty();
   std::vector<std::pair<ConstView, View>> conversions;
@@ -59,7 +77,14 @@ void CudaOps::linear_w8a8(const LinearForward& p) {
   const StackedAdapters stacked = take_stacked(scratch, p.lora, p.weight);
   const bool own_u = adapted && (!p.u || p.u.dtype != DType::BF16);
   const View u = own_u ? scratch.take(DType::BF16, x.batch, x.rows, adapter_columns(p.lora)) : p.u;
-  const QuantisedRows quantised = take_quantised(scratch, x);
+  QuantisedRows quantised;
+  ConstView weight = p.weight.values;
+  View expanded;
+  if (int8) {
+    quantised = take_quantised(scratch, x);
+  } else if (weight.dtype != DType::BF16) {
+    weight = expanded = scratch.take(DType::BF16, 1, p.weight.out(), p.weight.in());
+  }
   if (scratch.rehearsing()) return;
 
   convert_all(conversions);
@@ -70,16 +95,17 @@ void CudaOps::linear_w8a8(const LinearForward& p) {
     keep_ranks(p.lora, u);
     if (own_u && p.u) convert(u, p.u, Accumulate::kNo);
   }
-  quantise(x, {}, quantised);
-  const ProfileSpan span = timed(
-      KernelFamily::kLinear, 2.0 * static_cast<double>(quantised.values.count()) * static_cast<double>(p.weight.out()));
-  const bool whole = joined(u) && joined(p.y) && joined(p.act) && !p.sum;
+  if (int8) quantise(x, {}, quantised);
+  if (expanded) expand_weight(p.weight, expanded);
+  const ProfileSpan span =
+      timed(KernelFamily::kLinear, 2.0 * static_cast<double>(x.count()) * static_cast<double>(p.weight.out()));
+  const bool whole = (int8 || joined(x)) && joined(u) && joined(p.y) && joined(p.act) && !p.sum;
   for_matrices(x.batch, whole, [&](std::int64_t first, std::int64_t samples) {
     const std::int64_t rows = samples * x.rows;
-    multiply({.a = quantised.values.row_slice(first * x.rows, rows),
-              .b = p.weight.values,
-              .a_scale = quantised.scales.col_slice(first * x.rows, rows),
-              .b_scale = p.weight.scales,
+    multiply({.a = int8 ? quantised.values.row_slice(first * x.rows, rows) : matrix_of(x, first, samples),
+              .b = weight,
+              .a_scale = int8 ? quantised.scales.col_slice(first * x.rows, rows) : View{},
+              .b_scale = int8 ? p.weight.scales : ConstView{},
               .u = adapted ? matrix_of(ConstView(u), first, samples) : ConstView{},
               .v = adapted ? stacked.b : View{},
               .transpose_v = Transpose::kNo,
@@ -94,7 +120,7 @@ void CudaOps::linear_w8a8(const LinearForward& p) {
   });
 }
 
-void CudaOps::linear_backward_w8a8(const LinearBackward& p) {
+void CudaOps::linear_backward_fused(const LinearBackward& p, bool int8) {
   const bool adapted = !p.lora.empty();
   const bool trained =
       std::any_of(p.lora.begin(), p.lora.end(), [](const LoraBranch& branch) { return branch.trained(); });
@@ -102,24 +128,34 @@ void CudaOps::linear_backward_w8a8(const LinearBackward& p) {
   std::vector<std::pair<ConstView, View>> conversions;
   const ConstView dy = as_bf16(scratch, p.dy, conversions);
   const AdapterScratch adapters = take_adapters(scratch, p, trained, conversions);
-  const QuantisedRows quantised = take_quantised(scratch, dy);
-  const View weight = scratch.take(DType::I8, 1, p.weight.in(), p.weight.out());
+  QuantisedRows quantised;
+  ConstView weight = p.weight.values;
+  View converted;  // transposed in INT8, expanded in bfloat16
+  if (int8) {
+    quantised = take_quantised(scratch, dy);
+    weight = converted = scratch.take(DType::I8, 1, p.weight.in(), p.weight.out());
+  } else if (weight.dtype != DType::BF16) {
+    weight = converted = scratch.take(DType::BF16, 1, p.weight.out(), p.weight.in());
+  }
   if (scratch.rehearsing()) return;
 
   convert_all(conversions);
   if (adapted) adapter_gradients(p, dy, adapters);
-  // The sums run over the weight's rows, so their scales belong to dy.
-  quantise(dy, p.weight.scales, quantised);
-  {
-    const ProfileSpan span = timed(KernelFamily::kConversion, traffic({p.weight.values, weight}));
-    transpose_int8(p.weight.values, weight, stream_);
+  if (int8) {
+    // The sums run over the weight's rows, so their scales belong to dy.
+    quantise(dy, p.weight.scales, quantised);
+    const ProfileSpan span = timed(KernelFamily::kConversion, traffic({p.weight.values, converted}));
+    transpose_int8(p.weight.values, converted, stream_);
+  } else if (converted) {
+    expand_weight(p.weight, converted);
   }
   const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(p.dx, dy.cols));
-  for_matrices(dy.batch, joined(p.dx), [&](std::int64_t first, std::int64_t samples) {
+  for_matrices(dy.batch, (int8 || joined(dy)) && joined(p.dx), [&](std::int64_t first, std::int64_t samples) {
     const std::int64_t rows = samples * dy.rows;
-    multiply({.a = quantised.values.row_slice(first * dy.rows, rows),
+    multiply({.a = int8 ? quantised.values.row_slice(first * dy.rows, rows) : matrix_of(dy, first, samples),
               .b = weight,
-              .a_scale = quantised.scales.col_slice(first * dy.rows, rows),
+              .transpose_b = int8 ? Transpose::kYes : Transpose::kNo,
+              .a_scale = int8 ? quantised.scales.col_slice(first * dy.rows, rows) : View{},
               .u = adapted ? matrix_of(ConstView(adapters.du), first, samples) : ConstView{},
               .v = adapted ? adapters.stacked.a : View{},
               .transpose_v = Transpose::kNo,
