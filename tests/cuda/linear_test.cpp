@@ -162,6 +162,13 @@ TEST_CASE("linear: CUDA and CPU agree") {
     run({.batch = 1, .rows = 300, .in = 208, .out = 1100, .rank = 100});
   }
   SECTION("INT8, slices") { run({.pad = 8}); }
+  SECTION("many rows") {
+    for (const std::int64_t batch : {1, 2}) {
+      run({.batch = batch, .rows = 1100, .in = 208, .out = 304, .pad = 8});
+      run({.batch = batch, .rows = 1100, .in = 208, .out = 304, .gelu = true, .accumulate = Accumulate::kYes});
+      run({.storage = Storage::kBf16, .batch = batch, .rows = 1100, .in = 208, .out = 304, .gate = true, .rank = 40});
+    }
+  }
   SECTION("odd sizes and slices") { run({.rows = 21, .in = 13, .out = 19, .pad = 3}); }
   SECTION("GELU") { run({.gelu = true}); }
   SECTION("gate and residual, slices") { run({.gate = true, .pad = 8}); }
