@@ -78,7 +78,7 @@ struct LoraConfig {
   std::vector<Override> overrides;  // the first that matches counts
 };
 
-struct TrainingConfig {
+struct TrainingConfig {  // NOLINT(clang-analyzer-optin.performance.Padding): in the order of its documentation
   enum class Schedule : std::uint8_t { kConstant, kLinear, kCosine, kCosineRestarts, kPolynomial };
   enum class Optimizer : std::uint8_t { kAdamW, kAdamW8Bit };
 
