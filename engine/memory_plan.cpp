@@ -45,7 +45,7 @@ struct Choice {
 class Planner {
  public:
   Planner(const Slab& slab, const FluxRun& run, const RunSizes& sizes, const DeviceRates& rates)
-      : slab_(slab), run_(run), sizes_(sizes), rates_(rates), fixed_(rates.context + sizes.adapters + rates.scratch) {
+      : run_(run), sizes_(sizes), rates_(rates), fixed_(rates.context + sizes.adapters + rates.scratch) {
     std::vector<std::string> all;
     for (const RunSizes::StageSize& stage : sizes.stages) all.push_back(stage.id);
     slot_ = aligned(slot_bytes(slab, all));
@@ -136,7 +136,6 @@ class Planner {
     return predict_step(step, choice.slots, rates_.copies);
   }
 
-  const Slab& slab_;
   const FluxRun& run_;
   const RunSizes& sizes_;
   const DeviceRates& rates_;

@@ -145,6 +145,7 @@ std::unique_ptr<Previews> make_previews(const TrainConfig& config, const ModelPa
   const CachedTexts texts(config, parts, text_tokens);
   texts.encode(device, {prompts.begin(), prompts.end()});
   std::vector<TextStates> states;
+  states.reserve(prompts.size());
   for (const std::string& prompt : prompts) states.push_back(texts.load(prompt));
   return std::make_unique<Previews>(config, parts, device, std::move(states), shape, text_tokens);
 }

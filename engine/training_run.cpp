@@ -16,7 +16,7 @@ namespace {
 
 std::string slab_identity(const Slab& slab) {
   std::string text;
-  for (const auto& [name, value] : slab.metadata()) text += name + '=' + value + '\n';
+  for (const auto& [name, value] : slab.metadata()) text.append(name).append("=").append(value).append("\n");
   return content_hash(text);
 }
 
@@ -104,7 +104,7 @@ void TrainingRun::check_same_run(const TrainState& state, const std::string& pat
 }
 
 void TrainingRun::take_up(const StateFile& file) {
-  const std::string path = file.path();
+  const std::string& path = file.path();
   const TrainState& state = file.state();
   check_same_run(state, path);
   file.restore(device_, trainer_.engine().lora());
