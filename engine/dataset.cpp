@@ -244,6 +244,7 @@ std::vector<float> token_weights(const Image& mask, const Bucket& bucket, double
                        "take the picture away, or set data.mask_floor"});
   }
   std::vector<float> weights;
+  weights.reserve(sums.size());
   for (const double sum : sums) weights.push_back(static_cast<float>(sum * static_cast<double>(sums.size()) / total));
   return weights;
 }

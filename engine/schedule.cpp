@@ -47,8 +47,9 @@ double average_weight(double decay, std::int64_t update) {
 }
 
 std::string reason_to_skip(const TrainingConfig& config, const GuardMemory& guard, double loss, double norm) {
-  if (!std::isfinite(loss)) return fmt::format("loss {}", loss);
-  if (!std::isfinite(norm)) return fmt::format("gradient norm {}", norm);
+  // The sign of a NaN says nothing.
+  if (!std::isfinite(loss)) return fmt::format("loss {}", std::fabs(loss));
+  if (!std::isfinite(norm)) return fmt::format("gradient norm {}", std::fabs(norm));
   if (config.spike_factor > 0.0 && guard.updates >= kSettled && norm > config.spike_factor * guard.mean_norm) {
     return fmt::format("gradient norm {:.3g}, {:.0f} times its running mean", norm, norm / guard.mean_norm);
   }

@@ -142,6 +142,7 @@ void SlabStore::start() {
   if (queue_ || parts_.empty()) return;
   const auto addresses = [](const std::vector<View>& views) {
     std::vector<std::byte*> list;
+    list.reserve(views.size());
     for (const View& view : views) list.push_back(view.data);
     return list;
   };
