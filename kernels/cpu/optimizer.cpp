@@ -1,28 +1,11 @@
 #include <cmath>
 
+#include "kernels/adam_factors.h"
 #include "kernels/base/random.h"
 #include "kernels/cpu/cpu_ops.h"
 
 namespace squareq {
 namespace {
-
-struct AdamFactors {
-  explicit AdamFactors(const AdamW& p)
-      : beta1(p.beta1),
-        beta2(p.beta2),
-        epsilon(p.epsilon),
-        gradient_scale(p.gradient_scale),
-        rate(p.learning_rate),
-        keep(1.0F - p.learning_rate * p.weight_decay),
-        correction1(correction(p.beta1, p.step)),
-        correction2(correction(p.beta2, p.step)) {}
-
-  static float correction(float beta, std::int64_t step) {
-    return static_cast<float>(1.0 - std::pow(static_cast<double>(beta), static_cast<double>(step)));
-  }
-
-  float beta1, beta2, epsilon, gradient_scale, rate, keep, correction1, correction2;
-};
 
 // Factors by value and pointers that promise not to overlap: else every store could change what is read next, and the
 // loop would not vectorise.

@@ -7,6 +7,7 @@
 
 #include "kernels/base/carver.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/timed_event.h"
 
 namespace squareq::cuda {
 namespace {
@@ -45,18 +46,6 @@ __global__ void fill_random(unsigned* to, std::int64_t count) {
     to[i] = ((h ^ (h >> 13)) & 0x807F807FU) | 0x3F003F00U;
   }
 }
-
-class Event {
- public:
-  Event() { check(cudaEventCreate(&event_), "cudaEventCreate"); }
-  ~Event() { cudaEventDestroy(event_); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  cudaEvent_t get() const { return event_; }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
 
 constexpr int kProposals = 16;  // that are timed for a shape
 
@@ -186,17 +175,15 @@ void GemmPlans::tune(View memory) {
 }
 
 // The least of some runs, after one that does not count.
-float GemmPlans::milliseconds(const Plan& plan, const Gemm& g, View workspace) const {
+double GemmPlans::seconds(const Plan& plan, const Gemm& g, View workspace) const {
   constexpr int kRuns = 3;
-  const Event begin, end;
-  float least = std::numeric_limits<float>::infinity();
+  const TimedEvent begin, end;
+  double least = std::numeric_limits<double>::infinity();
   for (int i = 0; i <= kRuns; ++i) {
-    check(cudaEventRecord(begin.get(), stream_), "cudaEventRecord");
+    begin.record(stream_);
     multiply(plan, g, workspace);
-    check(cudaEventRecord(end.get(), stream_), "cudaEventRecord");
-    check(cudaEventSynchronize(end.get()), "cudaEventSynchronize");
-    float time = 0.0F;
-    check(cudaEventElapsedTime(&time, begin.get(), end.get()), "cudaEventElapsedTime");
+    end.record(stream_);
+    const double time = end.since(begin);
     if (i > 0) least = std::min(least, time);
   }
   return least;
@@ -221,10 +208,10 @@ void GemmPlans::choose(const Key& key, const Gemm& foreseen, View memory) {
   layout(carver);
 
   const std::unique_ptr<Plan> plan = make_plan(g);
-  float least = std::numeric_limits<float>::infinity();
+  double least = std::numeric_limits<double>::infinity();
   for (const Algorithm& algorithm : proposals(*plan, foreseen, kProposals)) {
     plan->set_algorithm(algorithm);
-    const float time = milliseconds(*plan, g, workspace);
+    const double time = seconds(*plan, g, workspace);
     if (time >= least) continue;
     least = time;
     choices_[key] = algorithm;

@@ -72,7 +72,7 @@ class GemmPlans {
   static std::unique_ptr<Plan> make_plan(const Gemm& gemm);
   void multiply(const Plan& plan, const Gemm& gemm, View workspace) const;
   std::vector<Algorithm> proposals(const Plan& plan, const Gemm& gemm, int most) const;
-  float milliseconds(const Plan& plan, const Gemm& gemm, View workspace) const;
+  double seconds(const Plan& plan, const Gemm& gemm, View workspace) const;
   void choose(const Key& key, const Gemm& foreseen, View memory);
   std::string identity() const;
 

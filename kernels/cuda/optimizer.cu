@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "kernels/adam_factors.h"
 #include "kernels/base/random.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_ops.h"
@@ -8,31 +9,13 @@
 namespace squareq::cuda {
 namespace {
 
-struct AdamFactors {
-  explicit AdamFactors(const AdamW& p)
-      : beta1(p.beta1),
-        beta2(p.beta2),
-        epsilon(p.epsilon),
-        gradient_scale(p.gradient_scale),
-        rate(p.learning_rate),
-        keep(1.0F - p.learning_rate * p.weight_decay),
-        correction1(correction(p.beta1, p.step)),
-        correction2(correction(p.beta2, p.step)) {}
-
-  static float correction(float beta, std::int64_t step) {
-    return static_cast<float>(1.0 - std::pow(static_cast<double>(beta), static_cast<double>(step)));
-  }
-
-  __device__ void update(float gradient, float& w, float& m, float& v) const {
-    const float g = gradient * gradient_scale;
-    m = beta1 * m + (1.0F - beta1) * g;
-    v = beta2 * v + (1.0F - beta2) * g * g;
-    const float denominator = sqrtf(v / correction2) + epsilon;
-    w = keep * w - rate * (m / correction1) / denominator;
-  }
-
-  float beta1, beta2, epsilon, gradient_scale, rate, keep, correction1, correction2;
-};
+__device__ inline void update(const AdamFactors& f, float gradient, float& w, float& m, float& v) {
+  const float g = gradient * f.gradient_scale;
+  m = f.beta1 * m + (1.0F - f.beta1) * g;
+  v = f.beta2 * v + (1.0F - f.beta2) * g * g;
+  const float denominator = sqrtf(v / f.correction2) + f.epsilon;
+  w = f.keep * w - f.rate * (m / f.correction1) / denominator;
+}
 
 template <class G, int N>
 __global__ void __launch_bounds__(kThreads)
@@ -45,7 +28,7 @@ __global__ void __launch_bounds__(kThreads)
   load<N>(parameters(b, t) + c, w);
   load<N>(mean(b, t) + c, m);
   load<N>(variance(b, t) + c, v);
-  for (int i = 0; i < N; ++i) f.update(gradient[i], w[i], m[i], v[i]);
+  for (int i = 0; i < N; ++i) update(f, gradient[i], w[i], m[i], v[i]);
   store<N>(parameters(b, t) + c, w);
   store<N>(mean(b, t) + c, m);
   store<N>(variance(b, t) + c, v);
@@ -92,7 +75,7 @@ __global__ void __launch_bounds__(kThreads)
     root[j] = root_scale * value_of(roots[i], 255.0F);
     mean[j] = mean_scale * value_of(means[i], 127.0F);
     float variance = root[j] * root[j];
-    f.update(to_float(gradients[i]), w, mean[j], variance);
+    update(f, to_float(gradients[i]), w, mean[j], variance);
     root[j] = sqrtf(variance);
     parameters[i] = w;
   }

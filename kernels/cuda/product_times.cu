@@ -9,6 +9,7 @@
 #include "kernels/cuda/fused_gemm.h"
 #include "kernels/cuda/gemm_descriptions.h"
 #include "kernels/cuda/pack.cuh"
+#include "kernels/cuda/timed_event.h"
 
 namespace squareq {
 namespace cuda {
@@ -26,25 +27,6 @@ class Memory {
 
  private:
   void* data_ = nullptr;
-};
-
-class Event {
- public:
-  Event() { check(cudaEventCreate(&event_), "cudaEventCreate"); }
-  ~Event() { cudaEventDestroy(event_); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  void record() const { check(cudaEventRecord(event_), "cudaEventRecord"); }
-  // Seconds from then to this event, which has come.
-  double since(const Event& begin) const {
-    check(cudaEventSynchronize(event_), "cudaEventSynchronize");
-    float milliseconds = 0.0F;
-    check(cudaEventElapsedTime(&milliseconds, begin.event_, event_), "cudaEventElapsedTime");
-    return static_cast<double>(milliseconds) * 1e-3;
-  }
-
- private:
-  cudaEvent_t event_ = nullptr;
 };
 
 // Sums of four random bytes: about normal, with a standard deviation of 30 as INT8 and of 1 as BF16. How much power a
@@ -85,10 +67,10 @@ double median(std::vector<double> values) {
 // Runs are short: several in a row fill the time between two events.
 double seconds_of(const std::function<void()>& work) {
   constexpr int kInARow = 3;
-  const Event begin, end;
-  begin.record();
+  const TimedEvent begin, end;
+  begin.record(nullptr);
   for (int i = 0; i < kInARow; ++i) work();
-  end.record();
+  end.record(nullptr);
   return end.since(begin) / kInARow;
 }
 

@@ -8,15 +8,9 @@ namespace squareq::cuda {
 
 Profile::Profile(cudaStream_t stream) : stream_(stream) { mark(); }
 
-Profile::~Profile() {
-  for (const Mark& mark : marks_) cudaEventDestroy(mark.event);
-}
-
 void Profile::mark() {
-  cudaEvent_t event = nullptr;
-  check(cudaEventCreate(&event), "cudaEventCreate");
-  marks_.push_back({event, open_.back()});
-  check(cudaEventRecord(event, stream_), "cudaEventRecord");
+  marks_.push_back({.event = {}, .family = open_.back()});
+  marks_.back().event.record(stream_);
 }
 
 void Profile::enter(KernelFamily family, double work) {
@@ -32,12 +26,9 @@ void Profile::leave() {
 
 KernelTimes Profile::times() {
   mark();
-  check(cudaEventSynchronize(marks_.back().event), "cudaEventSynchronize");
   KernelTimes result = times_;
   for (std::size_t i = 0; i + 1 < marks_.size(); ++i) {
-    float milliseconds = 0.0F;
-    check(cudaEventElapsedTime(&milliseconds, marks_[i].event, marks_[i + 1].event), "cudaEventElapsedTime");
-    result[static_cast<std::size_t>(marks_[i].family)].seconds += static_cast<double>(milliseconds) * 1e-3;
+    result[static_cast<std::size_t>(marks_[i].family)].seconds += marks_[i + 1].event.since(marks_[i].event);
   }
   return result;
 }

@@ -6,6 +6,7 @@
 #include <functional>
 #include <vector>
 
+#include "kernels/cuda/timed_event.h"
 #include "kernels/device.h"
 #include "kernels/profile.h"
 
@@ -14,7 +15,6 @@ namespace squareq::cuda {
 class Profile {
  public:
   explicit Profile(cudaStream_t stream);
-  ~Profile();
   Profile(const Profile&) = delete;
   Profile& operator=(const Profile&) = delete;
 
@@ -27,7 +27,7 @@ class Profile {
 
  private:
   struct Mark {
-    cudaEvent_t event;
+    TimedEvent event;
     KernelFamily family;  // of what follows
   };
   void mark();
