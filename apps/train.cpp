@@ -8,6 +8,7 @@
 
 #include "apps/program.h"
 #include "apps/train/data_check.h"
+#include "engine/calibration.h"
 #include "engine/config.h"
 #include "engine/import_config.h"
 #include "engine/kernel_cache.h"
@@ -78,7 +79,7 @@ int print_plan(const std::string& config_path, const std::string& card) {
   MemoryPlan plan;
   if (card.empty()) {
     const std::unique_ptr<Device> device = open_device(config.device, config.threads, config.compute);
-    plan = plan_for(*device, slab, run, config.vram_budget_gb);
+    plan = plan_for(*device, slab, run, calibrated_rates(*device, slab, run, config.cache_dir), config.vram_budget_gb);
   } else {
     const DeviceRates rates = card_rates(card);
     const auto wanted = static_cast<std::size_t>(config.vram_budget_gb * 0x1p30);

@@ -238,10 +238,9 @@ MemoryPlan plan_memory(const Slab& slab, const FluxRun& run, const RunSizes& siz
   return plan;
 }
 
-MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, double budget_gib) {
-  const DeviceRates rates = measure_rates(device, slab, run);
+MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, const DeviceRates& rates, double budget_gib) {
   const DeviceMemory memory = device.memory();
-  const std::size_t most = memory.free + rates.context;
+  const std::size_t most = memory.free + memory.ours;
   const auto wanted = static_cast<std::size_t>(budget_gib * 0x1p30);
   if (wanted > most) {
     throw ConfigError({.where = "vram_budget_gb",

@@ -63,9 +63,8 @@ struct MemoryPlan {
 MemoryPlan plan_memory(const Slab& slab, const FluxRun& run, const RunSizes& sizes, const DeviceRates& rates,
                        std::size_t budget);
 
-// The same for this device, with rates measured now. `budget_gib`: 0 for all memory that is free. ConfigError if that
-// is more than is free.
-MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, double budget_gib);
+// The same for this device. `budget_gib`: 0 for all memory that is free. ConfigError if that is more than is free.
+MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, const DeviceRates& rates, double budget_gib);
 
 // A table and a bar.
 std::string plan_text(const MemoryPlan& plan);

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "engine/calibration.h"
 #include "engine/lora_targets.h"
 #include "engine/memory_plan.h"
 #include "engine/saved_lora.h"
@@ -35,7 +36,8 @@ std::vector<Sequence> all_sequences(const TrainingSet& data, const std::vector<S
 FluxRun planned(Device& device, const Slab& slab, const TrainConfig& config, FluxRun run) {
   run.residency.path = config.host_path;
   if (device.reads_host_memory() && config.vram_budget_gb <= 0.0) return run;
-  const MemoryPlan plan = plan_for(device, slab, run, config.vram_budget_gb);
+  const DeviceRates rates = calibrated_rates(device, slab, run, config.cache_dir);
+  const MemoryPlan plan = plan_for(device, slab, run, rates, config.vram_budget_gb);
   spdlog::info("memory of {}:\n{}", device.name(), plan_text(plan));
   return plan.apply(std::move(run));
 }

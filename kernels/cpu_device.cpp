@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <thread>
 
 #include "kernels/device.h"
 
@@ -43,10 +44,14 @@ class CpuTransfers : public Transfers {
 
 class CpuDevice : public Device {
  public:
-  explicit CpuDevice(int threads) : ops_(make_cpu_ops(threads)) {}
+  explicit CpuDevice(int threads) : threads_(threads), ops_(make_cpu_ops(threads)) {}
 
   std::string name() const override { return "cpu"; }
   std::string choices() const override { return ""; }
+  std::string identity() const override {
+    return "cpu with " + std::to_string(std::thread::hardware_concurrency()) + " hardware threads, " +
+           std::to_string(threads_) + " wanted";
+  }
   bool reads_host_memory() const override { return true; }
   Ops& ops() override { return *ops_; }
   Transfers& transfers() override { return transfers_; }
@@ -82,6 +87,7 @@ class CpuDevice : public Device {
   void synchronize() override {}
 
  private:
+  int threads_;
   std::unique_ptr<Ops> ops_;
   CpuTransfers transfers_;
   std::int64_t allocations_ = 0;

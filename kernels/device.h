@@ -26,6 +26,8 @@ class Device {
   virtual std::string name() const = 0;
   // How it computes where there was a choice, for people to read; may be empty.
   virtual std::string choices() const = 0;
+  // All that its results and times depend on: the hardware, its driver and libraries, and how it was told to compute.
+  virtual std::string identity() const = 0;
   // Can operations read host memory where it is? If not, weights have to be uploaded.
   virtual bool reads_host_memory() const = 0;
   virtual Ops& ops() = 0;

@@ -109,7 +109,7 @@ int run_step(const SpeedOptions& options) {
   const std::unique_ptr<Device> device = open_device(options.device, options.threads, options.compute);
   FluxRun run = training_run(options, slab.flux_shape());
   if (options.budget > 0.0) {
-    const MemoryPlan plan = plan_for(*device, slab, run, options.budget);
+    const MemoryPlan plan = plan_for(*device, slab, run, measure_rates(*device, slab, run), options.budget);
     if (!options.json) fmt::print("{}", plan_text(plan));
     run = plan.apply(std::move(run));
   }

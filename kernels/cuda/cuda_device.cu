@@ -48,6 +48,7 @@ class CudaDevice : public Device {
 
   std::string name() const override { return properties_.name; }
   std::string choices() const override { return "attention: " + attention_; }
+  std::string identity() const override { return ops_.identity() + ", " + choices(); }
   bool reads_host_memory() const override { return false; }
   Ops& ops() override { return ops_; }
   Transfers& transfers() override { return transfers_; }

@@ -36,6 +36,10 @@ class CudaOps : public Ops {
   std::size_t scratch_need(const std::function<void()>& calls) override;
   void use_scratch(View scratch) override { scratch_ = scratch; }
   void tune(View memory) override { gemm_.tune(memory); }
+  std::string identity() const {
+    return gemm_.identity() +
+           (options_.precision == DeviceOptions::Precision::kW8A8 ? ", INT8 activations" : ", bfloat16 activations");
+  }
   std::string kernel_choices() const override { return gemm_.choices(); }
   void restore_kernel_choices(std::string_view choices) override { gemm_.restore(choices); }
 

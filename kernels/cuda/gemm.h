@@ -58,6 +58,8 @@ class GemmPlans {
   // the first algorithm.
   void tune(View memory);
 
+  // The GPU, its driver and cuBLASLt.
+  std::string identity() const;
   // The algorithms that were timed, with the device, driver and library that they hold for, as one line of text.
   std::string choices() const;
   // Throws FormatError if they are of another device, driver or library.
@@ -74,7 +76,6 @@ class GemmPlans {
   std::vector<Algorithm> proposals(const Plan& plan, const Gemm& gemm, int most) const;
   double seconds(const Plan& plan, const Gemm& gemm, View workspace) const;
   void choose(const Key& key, const Gemm& foreseen, View memory);
-  std::string identity() const;
 
   cudaStream_t stream_;
   cublasLtHandle_t handle_ = nullptr;

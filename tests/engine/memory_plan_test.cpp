@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 
+#include "engine/calibration.h"
 #include "engine/lora_targets.h"
 #include "engine/stream_model.h"
+#include "io/file.h"
 #include "io/slab_build.h"
 #include "kernels/base/error.h"
 #include "tests/catch.h"
@@ -99,6 +102,32 @@ TEST_CASE("rates are measured where a run computes") {
   CHECK(rates.backward > 0.0);
   CHECK(rates.copies > 0.0);
   CHECK_FALSE(rates.projected);
+}
+
+TEST_CASE("rates are kept for the same run, and measured again for another or where the file is damaged") {
+  const Setup setup;
+  const TempDir folder;
+  const auto rates = [&](const FluxRun& run) {
+    return calibrated_rates(*setup.device, *setup.slab, run, folder.path().string());
+  };
+  const auto files = [&] {
+    std::vector<std::filesystem::path> list;
+    for (const auto& entry : std::filesystem::directory_iterator(folder.path() / "calibration")) {
+      list.push_back(entry.path());
+    }
+    return list;
+  };
+  const double measured = rates(setup.run).forward;
+  CHECK(measured > 0.0);
+  CHECK(rates(setup.run).forward == measured);
+  const std::filesystem::path first = files().at(0);
+  write_atomically(first.string(), R"({"forward": "fast"})");
+  CHECK(rates(setup.run).forward > 0.0);
+  CHECK(read_text(first.string()).find("fast") == std::string::npos);
+  FluxRun other = setup.run;
+  ++other.batch;
+  CHECK(rates(other).forward > 0.0);
+  CHECK(files().size() == 2);
 }
 
 TEST_CASE("the model of streaming: transfers that hide, that do not, and what the slots hold") {
