@@ -67,6 +67,8 @@ DeviceRates measure_rates(Device& device, const Slab& slab, const FluxRun& run) 
   part.keep = Keep::kAll;
   part.kept.clear();
   part.residency = {};
+  part.forward_only.clear();
+  part.guests.clear();
   const auto shorter = [](const Sequence& a, const Sequence& b) { return a.total() < b.total(); };
   part.sequences = {*std::max_element(run.sequences.begin(), run.sequences.end(), shorter)};
   {
