@@ -8,6 +8,7 @@
 #include "apps/bench/inference.h"
 #include "apps/bench/operations.h"
 #include "apps/bench/parity.h"
+#include "apps/bench/plans.h"
 #include "apps/bench/replay.h"
 #include "apps/bench/speed.h"
 #include "apps/bench/stream.h"
@@ -114,34 +115,40 @@ int main(int argc, char** argv) {
       ->transform(CLI::CheckedTransformer(
           std::map<std::string, squareq::HostPath>{{"registered", squareq::HostPath::kRegistered},
                                                    {"ring", squareq::HostPath::kRing},
-                                                   {"direct", squareq::HostPath::kDirect}}));
+                                                   {"direct", squareq::HostPath::kDirect}}))
+      ->type_name("PATH");
   stream_command->add_option("--slots", stream.slots, "of device memory for the weights")
       ->check(CLI::Range(3, 1000))
       ->capture_default_str();
   stream_command->add_option("--readers", stream.readers, "threads; 0: chosen")->check(CLI::Range(0, 256));
   stream_command->add_flag("!--no-resident", stream.resident, "do not measure with all weights on the device");
+  auto* plans_command = app.add_subcommand("plans", "the planner's choice against others, within a budget");
+  int random_plans = 10;
+  plans_command->add_option("--random", random_plans, "random choices to compare with")
+      ->check(CLI::Range(0, 1000))
+      ->capture_default_str();
   auto* sampling_command = app.add_subcommand("sampling", "time of a sampling step");
   auto* t5_command = app.add_subcommand("t5", "time of a prompt in the T5 encoder");
   auto* vae_command = app.add_subcommand("vae", "time of the autoencoder on a picture of 16 x 16 pixels per token");
-  for (auto* command : {block_command, step_command, stream_command, sampling_command, t5_command}) {
+  for (auto* command : {block_command, step_command, stream_command, plans_command, sampling_command, t5_command}) {
     command->add_option("SLAB", speed.slab, "slab of the network (squareq-slab build or synth)")->required();
     command->add_option("--text", speed.text, "text tokens")->check(CLI::Range(1, 4096))->capture_default_str();
   }
-  for (auto* command : {block_command, step_command, stream_command, sampling_command, vae_command}) {
+  for (auto* command : {block_command, step_command, stream_command, plans_command, sampling_command, vae_command}) {
     command->add_option("--rows", speed.rows, "of image tokens")->check(CLI::Range(1, 1024))->capture_default_str();
     command->add_option("--cols", speed.cols, "of image tokens")->check(CLI::Range(1, 1024))->capture_default_str();
   }
-  for (auto* command : {block_command, step_command, stream_command, sampling_command}) {
+  for (auto* command : {block_command, step_command, stream_command, plans_command, sampling_command}) {
     command->add_option("--batch", speed.batch)->check(CLI::Range(1, 1024))->capture_default_str();
   }
-  for (auto* command : {block_command, step_command, stream_command}) {
+  for (auto* command : {block_command, step_command, stream_command, plans_command}) {
     command->add_option("--rank", speed.rank)->check(CLI::Range(1, 1024))->capture_default_str();
     command->add_option("--targets", speed.targets, "linears with an adapter")
         ->check(CLI::IsMember({"attention", "attention+mlp", "all-linear"}))
         ->capture_default_str();
     command->add_flag("--checkpointing", speed.checkpointing, "recompute activations in the backward pass");
   }
-  for (auto* command : {step_command, t5_command}) {
+  for (auto* command : {step_command, plans_command, t5_command}) {
     command->add_option("--budget", speed.budget, "GiB of device memory to keep to; 0: everything stays there")
         ->check(CLI::Range(0.0, 4096.0));
   }
@@ -155,8 +162,8 @@ int main(int argc, char** argv) {
   attention_command->add_option("--features", attention.features, "of a head")
       ->check(CLI::Range(1, 128))
       ->capture_default_str();
-  for (auto* command : {gemm_command, block_command, step_command, stream_command, sampling_command, t5_command,
-                        vae_command, attention_command}) {
+  for (auto* command : {gemm_command, block_command, step_command, stream_command, plans_command, sampling_command,
+                        t5_command, vae_command, attention_command}) {
     command->add_option("--repeats", speed.repeats, "the median counts")
         ->check(CLI::Range(1, 1000))
         ->capture_default_str();
@@ -184,6 +191,7 @@ int main(int argc, char** argv) {
     if (*loss_command) return run_loss(config, lora, draws, json);
     if (*gemm_command) return run_gemm(size, speed);
     if (*stream_command) return run_stream(speed, stream);
+    if (*plans_command) return run_plans(speed, random_plans);
     if (*sampling_command) return run_sampling(speed);
     if (*t5_command) return run_t5(speed);
     if (*vae_command) return run_vae(speed);

@@ -65,6 +65,17 @@ class Planner {
     return best;
   }
 
+  Choice of(const PlanChoice& wanted) const {
+    Choice choice{.slots = wanted.slots};
+    for (const RunSizes::StageSize& stage : sizes_.stages) {
+      choice.resident.push_back(!wanted.streamed.contains(stage.id));
+      choice.keeps.push_back(!stage.recomputable || wanted.kept.contains(stage.id));
+    }
+    choice.bytes = fixed_ + region(choice) + choice.slots * slot_ + resident_bytes(choice);
+    choice.seconds = seconds(choice);
+    return choice;
+  }
+
   // What takes the least memory. Few or small blocks may take less than slots.
   Choice smallest() const {
     const std::size_t kept = run_.keep == Keep::kAll ? blocks_.size() : 0;
@@ -197,6 +208,37 @@ std::string summary_of(const std::string& phase, std::size_t stages, const Resid
                      residency.slots);
 }
 
+// Training and the phases that share its arena.
+void add_training(MemoryPlan& plan, const Slab& slab, const FluxRun& run, const RunSizes& sizes, const Planner& planner,
+                  const Choice& choice) {
+  plan.seconds = choice.seconds;
+  plan.residency = run.residency;
+  plan.residency.streamed.clear();
+  for (std::size_t i = 0; i < sizes.stages.size(); ++i) {
+    if (!choice.resident[i]) plan.residency.streamed.push_back(sizes.stages[i].id);
+    if (choice.keeps[i] && sizes.stages[i].recomputable) plan.kept.insert(sizes.stages[i].id);
+  }
+  const bool streams = !plan.residency.streamed.empty();
+  plan.residency.slots = streams ? choice.slots : 0;
+  Phase saving{.name = "saving", .bytes = {}};
+  saving[MemoryUse::kDriver] = plan.rates.context;
+  saving[MemoryUse::kAdapters] = sizes.adapters;
+  saving[MemoryUse::kWeights] = planner.resident_bytes(choice);
+  // What streams may be less than all, and need smaller slots than planned.
+  saving[MemoryUse::kSlots] = streams ? choice.slots * aligned(slot_bytes(slab, plan.residency.streamed)) : 0;
+  const auto add = [&](const std::string& name, std::size_t activations) {
+    Phase& phase = plan.phases.emplace_back(saving);
+    phase.name = name;
+    phase[MemoryUse::kActivations] = activations;
+    phase[MemoryUse::kScratch] = sizes.scratch;
+  };
+  add("training", planner.activations(choice));
+  for (const RunSizes::Other& other : sizes.others) add(other.phase.name, other.bytes);
+  plan.phases.push_back(saving);
+  plan.summary += summary_of("training", sizes.stages.size(), plan.residency) +
+                  fmt::format("; {} of {} blocks keep their activations\n", plan.kept.size(), planner.blocks());
+}
+
 }  // namespace
 
 EncoderPlan plan_encoder(const EncoderSizes& sizes, std::size_t context, std::size_t budget) {
@@ -314,50 +356,36 @@ MemoryPlan plan_memory(const Slab& slab, const FluxRun& run, const RunSizes& siz
   }
   if (need.bytes > budget) refuse(need, budget);
 
-  plan.seconds = choice.seconds;
-  plan.residency = run.residency;
-  plan.residency.streamed.clear();
-  for (std::size_t i = 0; i < sizes.stages.size(); ++i) {
-    if (!choice.resident[i]) plan.residency.streamed.push_back(sizes.stages[i].id);
-    if (choice.keeps[i] && sizes.stages[i].recomputable) plan.kept.insert(sizes.stages[i].id);
-  }
-  const bool streams = !plan.residency.streamed.empty();
-  plan.residency.slots = streams ? choice.slots : 0;
-  Phase saving{.name = "saving", .bytes = {}};
-  saving[MemoryUse::kDriver] = rates.context;
-  saving[MemoryUse::kAdapters] = sizes.adapters;
-  saving[MemoryUse::kWeights] = planner.resident_bytes(choice);
-  // What streams may be less than all, and need smaller slots than planned.
-  saving[MemoryUse::kSlots] = streams ? choice.slots * aligned(slot_bytes(slab, plan.residency.streamed)) : 0;
-  const auto add = [&](const std::string& name, std::size_t activations) {
-    Phase& phase = plan.phases.emplace_back(saving);
-    phase.name = name;
-    phase[MemoryUse::kActivations] = activations;
-    phase[MemoryUse::kScratch] = sizes.scratch;
-  };
-  add("training", planner.activations(choice));
-  for (const RunSizes::Other& other : sizes.others) add(other.phase.name, other.bytes);
-  plan.phases.push_back(saving);
-  plan.summary += summary_of("training", sizes.stages.size(), plan.residency) +
-                  fmt::format("; {} of {} blocks keep their activations\n", plan.kept.size(), planner.blocks());
+  add_training(plan, slab, run, sizes, planner, choice);
   return plan;
 }
 
-MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, const DeviceRates& rates, double budget_gib,
-                    const std::vector<EncoderSizes>& encoders) {
+MemoryPlan plan_of(const Slab& slab, const FluxRun& run, const RunSizes& sizes, const DeviceRates& rates,
+                   std::size_t budget, const PlanChoice& choice) {
+  MemoryPlan plan{.budget = budget, .rates = rates};
+  const Planner planner(slab, run, sizes, rates);
+  add_training(plan, slab, run, sizes, planner, planner.of(choice));
+  return plan;
+}
+
+std::size_t budget_on(const Device& device, double budget_gib) {
   const DeviceMemory memory = device.memory();
   const std::size_t most = memory.free + memory.ours;
   const auto wanted = static_cast<std::size_t>(budget_gib * 0x1p30);
   if (wanted > most) {
     throw ConfigError({.where = "vram_budget_gb",
                        .found = fmt::format("{:.2f} GiB", budget_gib),
-                       .expected = fmt::format("at most {:.2f} GiB, which {} has left", gib(most), rates.name),
+                       .expected = fmt::format("at most {:.2f} GiB, which {} has left", gib(most), device.name()),
                        .advice = "end other programs that use its memory, or lower the budget"});
   }
-  const std::size_t budget = budget_gib > 0.0 ? wanted : most - std::min(most, kMargin);
+  return budget_gib > 0.0 ? wanted : most - std::min(most, kMargin);
+}
+
+MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, const DeviceRates& rates, double budget_gib,
+                    const std::vector<EncoderSizes>& encoders) {
   RunSizes sizes = measure_run(slab, run, device.ops().activation_type());
   sizes.scratch = FluxEngine::scratch_bytes(device, slab, run);
-  return plan_memory(slab, run, sizes, rates, budget, encoders);
+  return plan_memory(slab, run, sizes, rates, budget_on(device, budget_gib), encoders);
 }
 
 }  // namespace squareq

@@ -92,7 +92,21 @@ struct MemoryPlan {
 MemoryPlan plan_memory(const Slab& slab, const FluxRun& run, const RunSizes& sizes, const DeviceRates& rates,
                        std::size_t budget, const std::vector<EncoderSizes>& encoders = {});
 
-// The same for this device. `budget_gib`: 0 for all memory that is free. ConfigError if that is more than is free.
+// What a run may be told to do with its weights and activations.
+struct PlanChoice {
+  std::set<std::string> kept;      // blocks that keep their activations
+  std::set<std::string> streamed;  // stages
+  std::size_t slots = 0;
+};
+// The plan of training with this choice, which may exceed the budget; `seconds` is what is predicted for it.
+MemoryPlan plan_of(const Slab& slab, const FluxRun& run, const RunSizes& sizes, const DeviceRates& rates,
+                   std::size_t budget, const PlanChoice& choice);
+
+// What may be used of the device, in bytes, context included. `budget_gib`: 0 for all that is free. ConfigError if it
+// is more than that.
+std::size_t budget_on(const Device& device, double budget_gib);
+
+// The best plan for this device within budget_on().
 MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, const DeviceRates& rates, double budget_gib,
                     const std::vector<EncoderSizes>& encoders = {});
 

@@ -142,6 +142,16 @@ int run_stream(const SpeedOptions& speed, const StreamOptions& options) {
       if (!speed.json) fmt::print("{:<10} not here: {}\n", name, error.what());
     }
   }
+  // Every second stage on the device.
+  std::vector<std::string>& streamed = run.residency.streamed;
+  for (std::size_t i = streamed.size(); i-- > 0;) {
+    if (i % 2 == 0) streamed.erase(streamed.begin() + static_cast<std::ptrdiff_t>(i));
+  }
+  run.residency.path = HostPath::kAuto;
+  const Result half = measure(*device, slab, run, speed.repeats);
+  compare(half);
+  json["half_streamed"] = {{"seconds", half.step}, {"transfer_seconds", half.transfer}, {"adapters", half.adapters}};
+  if (!speed.json) fmt::print("every second stage streamed: step {:.4f} s\n{}", half.step, half.timeline);
   json["equal"] = equal;
   if (speed.json) {
     fmt::print("{}\n", json.dump(1));

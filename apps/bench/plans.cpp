@@ -1,0 +1,115 @@
+#include "apps/bench/plans.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "apps/bench/measure.h"
+#include "apps/bench/training_step.h"
+#include "engine/memory_plan.h"
+#include "engine/pipeline.h"
+
+namespace squareq::bench {
+namespace {
+
+constexpr double kNoise = 1.02;       // between two measurements of the same
+constexpr double kPrediction = 0.10;  // how far off it may be
+
+std::vector<std::string> blocks_of(const RunSizes& sizes) {
+  std::vector<std::string> list;
+  for (const RunSizes::StageSize& stage : sizes.stages) {
+    if (stage.recomputable) list.push_back(stage.id);
+  }
+  return list;
+}
+
+PlanChoice all_streamed(const RunSizes& sizes) {
+  PlanChoice choice{.slots = 6};
+  for (const RunSizes::StageSize& stage : sizes.stages) choice.streamed.insert(stage.id);
+  return choice;
+}
+
+// Some blocks that keep, some slots, and some of the stages on the device.
+PlanChoice random_choice(const RunSizes& sizes, std::mt19937_64& numbers) {
+  PlanChoice choice = all_streamed(sizes);
+  std::vector<std::string> blocks = blocks_of(sizes);
+  std::shuffle(blocks.begin(), blocks.end(), numbers);
+  choice.kept.insert(blocks.begin(), blocks.begin() + static_cast<std::ptrdiff_t>(numbers() % (blocks.size() + 1)));
+  choice.slots = 4 + numbers() % 61;
+  std::vector<std::string> stages(choice.streamed.begin(), choice.streamed.end());
+  std::shuffle(stages.begin(), stages.end(), numbers);
+  for (std::size_t i = numbers() % stages.size(); i > 0; --i) choice.streamed.erase(stages[i]);
+  return choice;
+}
+
+double step_seconds(Device& device, const Slab& slab, const FluxRun& run, int repeats) {
+  FluxEngine engine(device, slab, run);
+  set_random_inputs(engine);
+  std::int64_t step = 0;
+  constexpr int kWarmUps = 3;
+  for (int i = 0; i < kWarmUps; ++i) training_step(engine, ++step);
+  return median_seconds(
+      repeats, [&] { training_step(engine, ++step); }, &device);
+}
+
+}  // namespace
+
+int run_plans(const SpeedOptions& speed, int random) {
+  const Slab slab(speed.slab);
+  const std::unique_ptr<Device> device = open_device(speed.device, speed.threads, speed.compute);
+  const FluxRun run = training_run(speed, slab.flux_shape());
+  const DeviceRates rates = measure_rates(*device, slab, run);
+  const std::size_t budget = budget_on(*device, speed.budget);
+  RunSizes sizes = measure_run(slab, run, device->ops().activation_type());
+  sizes.scratch = FluxEngine::scratch_bytes(*device, slab, run);
+  const auto plan = [&](const PlanChoice& choice) { return plan_of(slab, run, sizes, rates, budget, choice); };
+
+  std::vector<std::pair<std::string, MemoryPlan>> plans;
+  plans.emplace_back("the planner's", plan_memory(slab, run, sizes, rates, budget));
+  plans.emplace_back("all on the device, all recomputed", plan({}));
+  PlanChoice streamed = all_streamed(sizes);
+  for (const std::string& block : blocks_of(sizes)) {
+    streamed.kept.insert(block);
+    if (plan(streamed).total() > budget) streamed.kept.erase(block);
+  }
+  plans.emplace_back(fmt::format("all streamed, {} blocks keep", streamed.kept.size()), plan(streamed));
+  std::mt19937_64 numbers(1);  // NOLINT(cert-msc51-cpp): the same choices every time
+  for (int i = 0; i < random;) {
+    const PlanChoice choice = random_choice(sizes, numbers);
+    MemoryPlan candidate = plan(choice);
+    if (candidate.total() > budget) continue;
+    plans.emplace_back(fmt::format("random {}: {} streamed, {} slots, {} blocks keep", ++i, choice.streamed.size(),
+                                   choice.slots, choice.kept.size()),
+                       std::move(candidate));
+  }
+
+  nlohmann::json json;
+  double chosen = 0.0;
+  bool right = true;
+  for (const auto& [name, candidate] : plans) {
+    if (candidate.total() > budget) {
+      fmt::print(stderr, "{}: {:.2f} GiB, more than the budget\n", name,
+                 static_cast<double>(candidate.total()) / 0x1p30);
+      continue;
+    }
+    const double seconds = step_seconds(*device, slab, candidate.apply(run), speed.repeats);
+    if (chosen == 0.0) {
+      chosen = seconds;
+      right = std::fabs(candidate.seconds / seconds - 1.0) <= kPrediction;
+    }
+    right = right && chosen <= seconds * kNoise;
+    json.push_back(
+        {{"plan", name}, {"bytes", candidate.total()}, {"seconds", seconds}, {"predicted_seconds", candidate.seconds}});
+    if (!speed.json) {
+      fmt::print("{:.4f} s/step, predicted {:.4f} ({:+.1f} %), {:.2f} GiB: {}\n", seconds, candidate.seconds,
+                 (candidate.seconds / seconds - 1.0) * 100.0, static_cast<double>(candidate.total()) / 0x1p30, name);
+    }
+  }
+  if (speed.json) fmt::print("{}\n", json.dump(1));
+  return right ? 0 : 1;
+}
+
+}  // namespace squareq::bench
