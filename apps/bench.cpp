@@ -16,6 +16,7 @@
 #include "apps/program.h"
 #include "engine/evaluation.h"
 #include "engine/pipeline.h"
+#include "engine/run_setup.h"
 #include "engine/saved_lora.h"
 
 namespace squareq::bench {
@@ -26,13 +27,10 @@ int run_loss(const std::string& config_path, const std::string& lora, std::int64
   TrainConfig config = load_train_config(config_path);
   const ModelParts parts = configured_parts(config);
   const std::unique_ptr<Device> device = open_device(config.device, config.threads, config.compute);
-  const Slab slab(
-      ensure_slab({.checkpoint = parts.transformer,
-                   .slab = config.slab,
-                   .cache_dir = config.cache_dir,
-                   .codec = config.quantize == TrainConfig::Quantize::kInt8 ? Codec::kInt8Rows : Codec::kFloat,
-                   .axes = config.axes_dims_rope}));
-  TrainingSet data = load_training_set(config, parts, slab.flux_shape(), *device);
+  const Slab slab = open_slab(config, parts);
+  config.validation.folder.clear();
+  config.preview.prompts.clear();
+  const TrainingSet data = RunSetup(config, parts, slab, *device).encode(std::nullopt).data;
   SavedLoras loras;
   if (!lora.empty()) loras = load_loras({lora}, slab.flux_shape());
   FluxEngine engine(
@@ -122,8 +120,6 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   stream_command->add_option("--readers", stream.readers, "threads; 0: chosen")->check(CLI::Range(0, 256));
   stream_command->add_flag("!--no-resident", stream.resident, "do not measure with all weights on the device");
-  step_command->add_option("--budget", speed.budget, "GiB of device memory to keep to; 0: everything stays there")
-      ->check(CLI::Range(0.0, 4096.0));
   auto* sampling_command = app.add_subcommand("sampling", "time of a sampling step");
   auto* t5_command = app.add_subcommand("t5", "time of a prompt in the T5 encoder");
   auto* vae_command = app.add_subcommand("vae", "time of the autoencoder on a picture of 16 x 16 pixels per token");
@@ -144,6 +140,10 @@ int main(int argc, char** argv) {
         ->check(CLI::IsMember({"attention", "attention+mlp", "all-linear"}))
         ->capture_default_str();
     command->add_flag("--checkpointing", speed.checkpointing, "recompute activations in the backward pass");
+  }
+  for (auto* command : {step_command, t5_command}) {
+    command->add_option("--budget", speed.budget, "GiB of device memory to keep to; 0: everything stays there")
+        ->check(CLI::Range(0.0, 4096.0));
   }
   AttentionOptions attention;
   auto* attention_command =

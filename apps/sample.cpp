@@ -5,6 +5,7 @@
 
 #include "apps/device_options.h"
 #include "apps/program.h"
+#include "engine/encoders.h"
 #include "engine/pipeline.h"
 #include "engine/sampler.h"
 #include "engine/saved_lora.h"
@@ -58,14 +59,20 @@ int sample(const Options& o) {
   const TextStates states = [&] {
     const std::string t5 = ensure_slab(
         {.checkpoint = parts.t5, .cache_dir = o.cache_dir, .t5 = true, .codec = Codec::kFloat, .threads = o.threads});
-    return TextEncoder(*device, parts.tokenizers, parts.clip, t5, text_tokens).encode(o.prompt);
+    TextEncoder encoder(*device, parts.tokenizers, parts.clip, t5, text_tokens);
+    encoder.allocate();
+    return encoder.encode(o.prompt);
   }();
-  Autoencoder vae(*device, parts.vae);
+  const PictureSize size{.height = o.height, .width = o.width};
+  Autoencoder vae(*device, parts.vae, Autoencoder::Half::kDecoder, {size});
   const std::int64_t patch = 2 * vae.shape().factor();
   const Grid grid{.rows = o.height / patch, .cols = o.width / patch};
 
   SavedLoras loras = load_loras(o.loras, shape);
-  FluxEngine engine(*device, slab, {.sequences = {make_sequence(text_tokens, grid)}, .lora = loras.targets});
+  FluxEngine engine(*device, slab,
+                    {.sequences = {make_sequence(text_tokens, grid)},
+                     .guests = {{.phase = {}, .work = vae.work()}},
+                     .lora = loras.targets});
   loras.upload(engine);
 
   std::vector<float> latent(static_cast<std::size_t>(grid.tokens() * shape.in_channels));
@@ -74,7 +81,8 @@ int sample(const Options& o) {
   const FluxEngine::Sample condition{.txt = states.text, .y = states.pooled, .guidance = o.guidance};
   euler_sample(engine, {&condition, 1}, sigmas, latent,
                [&](std::size_t step) { spdlog::info("step {}/{}", step, o.steps); });
-  const Image image = image_of(vae.decode(latent, o.height, o.width), o.height, o.width);
+  vae.load_weights();
+  const Image image = image_of(vae.decode(latent, size), o.height, o.width);
   write_png(o.output, image, settings_of(o));
   fmt::print("{}\n", o.output);
   if (!o.compare.empty()) {

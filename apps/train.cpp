@@ -5,16 +5,16 @@
 #include <atomic>
 #include <csignal>
 #include <filesystem>
+#include <optional>
 
 #include "apps/program.h"
 #include "apps/train/data_check.h"
-#include "engine/calibration.h"
 #include "engine/config.h"
 #include "engine/import_config.h"
 #include "engine/kernel_cache.h"
 #include "engine/memory_plan.h"
 #include "engine/pipeline.h"
-#include "engine/training_run.h"
+#include "engine/run_setup.h"
 #include "io/file.h"
 
 namespace squareq {
@@ -36,19 +36,15 @@ int train(const std::string& config_path) {
   fs::create_directories(config.output_dir);
   load_kernel_choices(device->ops(), config.cache_dir);
 
-  const std::string slab_path =
-      ensure_slab({.checkpoint = parts.transformer,
-                   .slab = config.slab,
-                   .cache_dir = config.cache_dir,
-                   .codec = config.quantize == TrainConfig::Quantize::kInt8 ? Codec::kInt8Rows : Codec::kFloat,
-                   .axes = config.axes_dims_rope,
-                   .threads = static_cast<int>(config.threads)});
-  const Slab slab(slab_path);
-  const FluxShape& shape = slab.flux_shape();
-  RunInputs inputs{.data = load_training_set(config, parts, shape, *device),
-                   .validation = load_validation_set(config, parts, shape, *device),
-                   .previews = make_previews(config, parts, shape, *device),
-                   .shift = read_schedule(parts, shape.guidance)};
+  const Slab slab = open_slab(config, parts);
+  RunSetup setup(config, parts, slab, *device);
+  // A device that reads host memory has no need of a plan unless there is a budget.
+  std::optional<MemoryPlan> plan;
+  if (!device->reads_host_memory() || config.vram_budget_gb > 0.0) {
+    plan = setup.plan();
+    spdlog::info("memory of {}:\n{}", device->name(), plan_text(*plan));
+  }
+  RunInputs inputs = setup.encode(std::move(plan));
   TrainingRun run(*device, slab, config, std::move(inputs));
   save_kernel_choices(device->ops(), config.cache_dir);
   spdlog::info("{} pictures, {} trained parameters, {} steps of batch {} x {} on {}", run.trainer().data().pictures,
@@ -61,31 +57,18 @@ int train(const std::string& config_path) {
   return 0;
 }
 
-// The largest bucket stands for all.
 int print_plan(const std::string& config_path, const std::string& card) {
   const TrainConfig config = load_train_config(config_path);
   const ModelParts parts = configured_parts(config);
-  const Slab slab(
-      ensure_slab({.checkpoint = parts.transformer,
-                   .slab = config.slab,
-                   .cache_dir = config.cache_dir,
-                   .codec = config.quantize == TrainConfig::Quantize::kInt8 ? Codec::kInt8Rows : Codec::kFloat,
-                   .axes = config.axes_dims_rope,
-                   .threads = static_cast<int>(config.threads)}));
-  const FluxShape& shape = slab.flux_shape();
-  const std::int64_t text = config.data.text_length > 0 ? config.data.text_length : text_length(parts, shape.guidance);
-  const auto [width, height] = config.data.largest();
-  const FluxRun run = training_run(config, shape, {make_sequence(text, {.rows = height / 16, .cols = width / 16})});
-  MemoryPlan plan;
+  const Slab slab = open_slab(config, parts);
   if (card.empty()) {
     const std::unique_ptr<Device> device = open_device(config.device, config.threads, config.compute);
-    plan = plan_for(*device, slab, run, calibrated_rates(*device, slab, run, config.cache_dir), config.vram_budget_gb);
+    fmt::print("{}", plan_text(RunSetup(config, parts, slab, *device).plan()));
   } else {
     const DeviceRates rates = card_rates(card);
-    const auto wanted = static_cast<std::size_t>(config.vram_budget_gb * 0x1p30);
-    plan = plan_memory(slab, run, measure_run(slab, run, DType::BF16), rates, wanted > 0 ? wanted : rates.memory);
+    const std::unique_ptr<Device> device = make_cpu_device(static_cast<int>(config.threads));
+    fmt::print("{}", plan_text(RunSetup(config, parts, slab, *device, DType::BF16).plan(rates)));
   }
-  fmt::print("{}", plan_text(plan));
   return 0;
 }
 

@@ -9,18 +9,22 @@
 
 namespace squareq {
 
-Arena::Arena(Device& device, const std::function<void(Carver&)>& layout, const std::function<void(Ops&)>& work)
-    : device_(&device) {
+ArenaBytes measure_arena(Device& device, const ArenaWork& work) {
   Carver measure;
-  layout(measure);
+  work.layout(measure);
   // Not null, since a null view means "not wanted"; never read or written.
   auto* nowhere = reinterpret_cast<std::byte*>(Carver::kAlignment);  // NOLINT(performance-no-int-to-ptr)
   const std::size_t scratch = device.ops().scratch_need([&] {
     Carver rehearsal(nowhere, std::numeric_limits<std::size_t>::max());
-    layout(rehearsal);
-    work(device.ops());
+    work.layout(rehearsal);
+    work.rehearse(device.ops());
   });
-  bytes_ = measure.used() + scratch;
+  return {.layout = measure.used(), .scratch = scratch};
+}
+
+Arena::Arena(Device& device, const ArenaWork& work) : device_(&device) {
+  const ArenaBytes need = measure_arena(device, work);
+  bytes_ = need.layout + need.scratch;
   try {
     memory_ = device.allocate(bytes_);
   } catch (const std::bad_alloc&) {
@@ -33,8 +37,8 @@ Arena::Arena(Device& device, const std::function<void(Carver&)>& layout, const s
   }
   device.ops().tune(View(memory_.get(), DType::U8, 1, 1, static_cast<std::int64_t>(bytes_)));
   Carver carver(memory_.get(), bytes_);
-  layout(carver);
-  scratch_ = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(scratch));
+  work.layout(carver);
+  scratch_ = carver.take(DType::U8, 1, 1, static_cast<std::int64_t>(need.scratch));
 }
 
 void Arena::use() const { device_->ops().use_scratch(scratch_); }

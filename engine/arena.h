@@ -10,14 +10,26 @@
 
 namespace squareq {
 
+// What is done in an arena.
+struct ArenaWork {
+  std::function<void(Carver&)> layout;  // run several times: see Carver
+  std::function<void(Ops&)> rehearse;   // calls every operation that will be called later
+};
+
+struct ArenaBytes {
+  std::size_t layout = 0;
+  std::size_t scratch = 0;
+};
+
+// What an arena for `work` takes. Nothing is allocated: the work is rehearsed at addresses without memory.
+ArenaBytes measure_arena(Device& device, const ArenaWork& work);
+
 class Arena {
  public:
   Arena() = default;
 
-  // `layout` is run three times (see Carver): to measure; at addresses without memory, for the rehearsal of `work`,
-  // which calls every operation that will be called later; and with memory. Throws ConfigError if the device has not
-  // enough memory left.
-  Arena(Device& device, const std::function<void(Carver&)>& layout, const std::function<void(Ops&)>& work);
+  // Throws ConfigError if the device has not enough memory left.
+  Arena(Device& device, const ArenaWork& work);
 
   // Makes this arena's scratch memory that of the device's operations. Before the first operation, and again after
   // another arena was used.

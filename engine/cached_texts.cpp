@@ -30,15 +30,21 @@ CacheKey CachedTexts::key(const std::string& text) const {
   return text_key(text, t5_identity_, clip_identity_, tokenizer_identity_, text_tokens_, kClipTokens);
 }
 
-void CachedTexts::encode(Device& device, std::set<std::string> texts) const {
+std::set<std::string> CachedTexts::missing(std::set<std::string> texts) const {
   std::erase_if(texts, [&](const std::string& text) { return cache_.contains(key(text)); });
-  if (texts.empty()) return;
+  return texts;
+}
+
+std::unique_ptr<TextEncoder> CachedTexts::open_encoder(Device& device, std::optional<DType> activations) const {
   const std::string slab = ensure_slab({.checkpoint = parts_.t5,
                                         .cache_dir = cache_dir_,
                                         .t5 = true,
                                         .codec = Codec::kFloat,
                                         .threads = static_cast<int>(threads_)});
-  TextEncoder encoder(device, parts_.tokenizers, parts_.clip, slab, text_tokens_);
+  return std::make_unique<TextEncoder>(device, parts_.tokenizers, parts_.clip, slab, text_tokens_, activations);
+}
+
+void CachedTexts::encode(TextEncoder& encoder, const std::set<std::string>& texts) const {
   ProgressLog log("encoding texts");
   std::size_t done = 0;
   for (const std::string& text : texts) {
@@ -48,8 +54,7 @@ void CachedTexts::encode(Device& device, std::set<std::string> texts) const {
     // In the type that they were computed in, which loses nothing.
     cache_.store(
         key(text),
-        {{"text",
-          {.dtype = device.ops().activation_type(), .shape = {text_tokens_, width}, .values = std::move(states.text)}},
+        {{"text", {.dtype = encoder.activations(), .shape = {text_tokens_, width}, .values = std::move(states.text)}},
          {"pooled", {.shape = {pooled}, .values = std::move(states.pooled)}}});
     log(static_cast<double>(++done), static_cast<double>(texts.size()));
   }

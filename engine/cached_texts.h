@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -18,8 +20,14 @@ class CachedTexts {
   // text_tokens: length of the T5 states.
   CachedTexts(const TrainConfig& config, const ModelParts& parts, std::int64_t text_tokens);
 
-  // Encodes those that the cache lacks, with progress on the console. The encoders are opened only if there are any.
-  void encode(Device& device, std::set<std::string> texts) const;
+  // Those that the cache lacks.
+  std::set<std::string> missing(std::set<std::string> texts) const;
+
+  // The encoders, without memory yet. Builds the slab of T5 if there is none. activations: see TextEncoder.
+  std::unique_ptr<TextEncoder> open_encoder(Device& device, std::optional<DType> activations) const;
+
+  // Encodes with progress on the console.
+  void encode(TextEncoder& encoder, const std::set<std::string>& texts) const;
 
   // From the cache; for any thread. Throws FileError if the record is gone or damaged.
   TextStates load(const std::string& text) const;

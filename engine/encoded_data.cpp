@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <set>
 #include <thread>
 
 #include "engine/captions.h"
@@ -77,29 +76,37 @@ double EncodedData::weight_of(const FolderConfig& folder) const {
   return folder.weight * (folder.regularisation ? config_.data.prior_weight : 1.0);
 }
 
-void EncodedData::encode(Device& device) {
-  encode_texts(device);
-  encode_pictures(device);
-}
-
-void EncodedData::encode_texts(Device& device) {
+std::set<std::string> EncodedData::texts() const {
   std::set<std::string> wanted;
   for (std::size_t i = 0; i < texts_.size(); ++i) {
     wanted.insert(texts_[i].begin(), texts_[i].end());
     if (folder_of(dataset_.pictures[i]).caption_dropout > 0.0) wanted.insert("");
   }
-  text_states_.encode(device, std::move(wanted));
+  return wanted;
 }
 
-void EncodedData::encode_pictures(Device& device) {
+std::vector<Sample> EncodedData::missing_pictures() const {
   std::set<std::string> seen;
   std::vector<Sample> missing;
   for (const Sample& sample : dataset_.samples) {
     const CacheKey key = latent_key_of(sample);
     if (seen.insert(key.text()).second && !cache_.contains(key)) missing.push_back(sample);
   }
-  if (missing.empty()) return;
-  Autoencoder vae(device, parts_.vae);
+  return missing;
+}
+
+PictureSize EncodedData::size_of(const Sample& sample) const {
+  const Bucket& bucket = dataset_.buckets[sample.bucket];
+  return {.height = bucket.height, .width = bucket.width};
+}
+
+std::unique_ptr<Autoencoder> EncodedData::open_encoder(Device& device, std::vector<PictureSize> sizes,
+                                                       std::optional<DType> activations) const {
+  return std::make_unique<Autoencoder>(device, parts_.vae, Autoencoder::Half::kEncoder, std::move(sizes),
+                                       Autoencoder::kLargestTile, activations);
+}
+
+void EncodedData::encode_pictures(Autoencoder& vae, const std::vector<Sample>& missing) const {
   PixelBudget budget;
   const std::size_t threads = config_.threads > 0 ? static_cast<std::size_t>(config_.threads)
                                                   : std::max(1U, std::thread::hardware_concurrency());
@@ -131,7 +138,7 @@ void EncodedData::encode_pictures(Device& device) {
 // The draw belongs to the picture, not to its place in the folder.
 std::vector<float> EncodedData::latent_of(Autoencoder& vae, const Image& image, const std::string& hash,
                                           bool mirrored) const {
-  const std::vector<float> moments = vae.encode(pixels_of(image), image.height, image.width);
+  const std::vector<float> moments = vae.encode(pixels_of(image), {.height = image.height, .width = image.width});
   std::vector<float> latent(moments.size() / 2);
   if (config_.data.latent == DataConfig::Latent::kMean) {
     latent_mean(vae.shape(), 1, moments, latent);

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -11,7 +14,6 @@
 #include "engine/encoders.h"
 #include "engine/model_parts.h"
 #include "engine/training_set.h"
-#include "kernels/device.h"
 
 namespace squareq {
 
@@ -19,9 +21,20 @@ class EncodedData {
  public:
   EncodedData(const TrainConfig& config, const ModelParts& parts, Dataset dataset, std::int64_t text_tokens);
 
-  // Encodes what the cache lacks, with progress on the console. Pictures are decoded by all threads ahead of need; what
-  // is done is kept if the program ends on the way. Encoders are opened only where something is missing.
-  void encode(Device& device);
+  // Every text that a sample may have.
+  std::set<std::string> texts() const;
+
+  // Samples whose picture the cache lacks, each picture and size once.
+  std::vector<Sample> missing_pictures() const;
+  PictureSize size_of(const Sample& sample) const;
+
+  // What encodes pictures of these sizes, without memory yet. activations: see Autoencoder.
+  std::unique_ptr<Autoencoder> open_encoder(Device& device, std::vector<PictureSize> sizes,
+                                            std::optional<DType> activations) const;
+
+  // Encodes these samples, with progress on the console. Pictures are decoded by all threads ahead of need; what is
+  // done is kept if the program ends on the way.
+  void encode_pictures(Autoencoder& vae, const std::vector<Sample>& samples) const;
 
   // The samples, without `load`.
   TrainingSet training_set() const;
@@ -30,8 +43,6 @@ class EncodedData {
   EncodedExample load(const Draw& draw) const;
 
  private:
-  void encode_texts(Device& device);
-  void encode_pictures(Device& device);
   std::vector<float> latent_of(Autoencoder& vae, const Image& image, const std::string& hash, bool mirrored) const;
   CacheKey latent_key_of(const Sample& sample) const;
   const FolderConfig& folder_of(const Picture& picture) const { return config_.data.folders[picture.folder]; }

@@ -4,12 +4,15 @@
 
 namespace squareq {
 
-flux::State flux_state(const Slab& slab, const FluxRun& run, const Sequence& sequence, const LoraSet& lora,
+flux::State flux_state(const Slab& slab, const FluxRun& run, std::size_t index, const LoraSet& lora,
                        DType activations) {
+  const bool forward_only = index >= run.sequences.size();
+  const Sequence& sequence =
+      forward_only ? run.forward_only.at(index - run.sequences.size()).sequence : run.sequences[index];
   flux::State state{.shape = slab.flux_shape(),
                     .sequence = sequence,
                     .batch = run.batch,
-                    .wanted = run.wanted,
+                    .wanted = forward_only ? flux::Wanted{} : run.wanted,
                     .activations = activations};
   if (run.blocks_of_each_kind > 0) {
     state.shape.double_blocks = std::min(state.shape.double_blocks, run.blocks_of_each_kind);
@@ -28,21 +31,31 @@ void flux_layout(Carver& carver, flux::State& state, LossInputs& loss) {
   loss.weights = carver.take(DType::F32, prediction.batch, prediction.rows, 1);
 }
 
-FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run)
+FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run, WithoutMemory)
     : device_(device),
       store_(slab, device, run.residency),
       lora_(run.lora, run.lora_memory),
       keep_(run.keep),
       kept_(run.kept),
-      shapes_(run.sequences.size()) {
+      with_backward_(run.sequences.size()),
+      guests_(run.guests),
+      shapes_(run.sequences.size() + run.forward_only.size()) {
   if (shapes_.empty()) throw std::logic_error("FluxEngine: no sequence");
   for (std::size_t i = 0; i < shapes_.size(); ++i) {
     flux::State& state = shapes_[i].state;
-    state = flux_state(slab, run, run.sequences[i], lora_, device.ops().activation_type());
+    state = flux_state(slab, run, i, lora_, device.ops().activation_type());
     rotary_table(state.sequence.positions, state.shape.axes, state.shape.theta, shapes_[i].cosine, shapes_[i].sine);
   }
-  arena_ = Arena(
-      device_, [&](Carver& carver) { layout(carver); }, [&](Ops& ops) { rehearse(ops); });
+}
+
+std::size_t FluxEngine::scratch_bytes(Device& device, const Slab& slab, const FluxRun& run) {
+  FluxEngine engine(device, slab, run, WithoutMemory{});
+  return measure_arena(device, engine.work()).scratch;
+}
+
+FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run)
+    : FluxEngine(device, slab, run, WithoutMemory{}) {
+  arena_ = Arena(device_, work());
   arena_.use();
   plan_.emplace_back("scratch of the operations", arena_.scratch_bytes());
   std::vector<View> buffers{lora_.parameters(), lora_.gradients()};
@@ -55,6 +68,10 @@ FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run)
   select(0);
 }
 
+ArenaWork FluxEngine::work() {
+  return {.layout = [this](Carver& carver) { layout(carver); }, .rehearse = [this](Ops& ops) { rehearse(ops); }};
+}
+
 void FluxEngine::layout(Carver& carver) {
   plan_.clear();
   std::size_t before = 0;
@@ -65,12 +82,15 @@ void FluxEngine::layout(Carver& carver) {
   lora_.layout(carver);
   section("adapters, gradients and moments");
   // Stages hold views of the adapters, so they are made after those have memory.
-  for (Shape& shape : shapes_) {
-    shape.runner = std::make_unique<Runner>(device_, store_, flux::stages(shape.state, lora_), keep_, kept_);
+  for (std::size_t i = 0; i < shapes_.size(); ++i) {
+    const Keep keep = i < with_backward_ ? keep_ : Keep::kNothing;
+    shapes_[i].runner = std::make_unique<Runner>(device_, store_, flux::stages(shapes_[i].state, lora_), keep, kept_);
   }
   store_.layout(carver, shapes_.front().runner->stages());
   section("weights on the device");
-  carver.take_alternatives(shapes_.size(), [&](std::size_t i) { layout(carver, shapes_[i]); });
+  carver.take_alternatives(shapes_.size() + guests_.size(), [&](std::size_t i) {
+    i < shapes_.size() ? layout(carver, shapes_[i]) : guests_[i - shapes_.size()].work.layout(carver);
+  });
   section("activations, inputs and outputs of the largest shape");
 }
 
@@ -92,6 +112,7 @@ void FluxEngine::rehearse(Ops& ops) {
                    .dprediction = state.dprediction});
   }
   if (lora_.trained_count() > 0) ops.sum_of_squares(lora_.gradients());
+  for (const FluxRun::Guest& guest : guests_) guest.work.rehearse(ops);
 }
 
 void FluxEngine::select(std::size_t sequence) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/arena.h"
+#include "engine/phase.h"
 #include "engine/runner.h"
 #include "io/slab.h"
 #include "kernels/device.h"
@@ -16,8 +17,21 @@
 namespace squareq {
 
 struct FluxRun {
+  // A shape of batches that have no backward.
+  struct ForwardOnly {
+    PhaseName phase;  // what it is for
+    Sequence sequence;
+  };
+  // Other work, for which the place of the activations is used while the network does not run.
+  struct Guest {
+    PhaseName phase;
+    ArenaWork work;
+  };
+
   std::int64_t batch = 1;
-  std::vector<Sequence> sequences;  // one for every shape that a batch may have
+  std::vector<Sequence> sequences;        // one for every shape that a batch may have
+  std::vector<ForwardOnly> forward_only;  // their numbers follow those of `sequences`
+  std::vector<Guest> guests;
   flux::Wanted wanted;
   Keep keep = Keep::kNothing;
   std::set<std::string> kept;  // see Runner
@@ -34,14 +48,16 @@ struct LossInputs {
   View weights;  // [B, T, 1] F32
 };
 
-// The state of one sequence of a run, without memory.
-flux::State flux_state(const Slab& slab, const FluxRun& run, const Sequence& sequence, const LoraSet& lora,
-                       DType activations);
+// The state of sequence `index` of a run, forward-only ones included, without memory.
+flux::State flux_state(const Slab& slab, const FluxRun& run, std::size_t index, const LoraSet& lora, DType activations);
 // Carves what is not of one stage alone.
 void flux_layout(Carver& carver, flux::State& state, LossInputs& loss);
 
 class FluxEngine {
  public:
+  // Bytes of scratch that the operations of a run need.
+  static std::size_t scratch_bytes(Device& device, const Slab& slab, const FluxRun& run);
+
   // Sequence 0 is selected.
   FluxEngine(Device& device, const Slab& slab, const FluxRun& run);
   FluxEngine(const FluxEngine&) = delete;
@@ -88,6 +104,9 @@ class FluxEngine {
   const std::vector<std::pair<std::string, std::size_t>>& memory_plan() const { return plan_; }
 
  private:
+  struct WithoutMemory {};
+  FluxEngine(Device& device, const Slab& slab, const FluxRun& run, WithoutMemory);
+
   // What belongs to one sequence.
   struct Shape {
     flux::State state;
@@ -97,6 +116,7 @@ class FluxEngine {
   };
 
   Shape& shape() { return shapes_[selected_]; }
+  ArenaWork work();
   void layout(Carver& carver);
   void layout(Carver& carver, Shape& shape);
   void rehearse(Ops& ops);
@@ -107,6 +127,8 @@ class FluxEngine {
   LoraSet lora_;
   Keep keep_;
   std::set<std::string> kept_;
+  std::size_t with_backward_ = 0;  // of shapes_, the first ones
+  std::vector<FluxRun::Guest> guests_;
   std::vector<Shape> shapes_;  // stages refer into it, so its size stays
   std::size_t selected_ = 0;
   std::vector<std::pair<std::string, std::size_t>> plan_;

@@ -12,30 +12,48 @@ bool fits(const std::vector<std::int64_t>& shape, std::int64_t rows, std::int64_
   return !shape.empty() && shape.front() == rows && count == rows * cols;
 }
 
+class Binder : public WeightVisitor {
+ public:
+  Binder(const Checkpoint& checkpoint, Carver& carver, std::vector<std::pair<std::string, View>>& bound)
+      : checkpoint_(checkpoint), carver_(carver), bound_(bound) {}
+
+  void linear(const std::string& name, Weight& slot, std::int64_t out, std::int64_t in, bool bias) override {
+    slot = {.values = take(name + ".weight", out, in)};
+    if (bias) slot.bias = take(name + ".bias", 1, out);
+  }
+
+  void tensor(const std::string& name, ConstView& slot, std::int64_t rows, std::int64_t cols) override {
+    slot = take(name, rows, cols);
+  }
+
+ private:
+  View take(const std::string& name, std::int64_t rows, std::int64_t cols) {
+    const std::vector<std::int64_t> shape = checkpoint_.shape(name);
+    if (!fits(shape, rows, cols)) {
+      throw FormatError({.where = checkpoint_.path() + ": tensor '" + name + "'",
+                         .found = "shape " + shape_text(shape),
+                         .expected = rows == 1
+                                         ? "shape " + shape_text({cols})
+                                         : std::to_string(rows) + " rows of " + std::to_string(cols) + " values"});
+    }
+    return bound_.emplace_back(name, carver_.take(DType::F32, 1, rows, cols)).second;
+  }
+
+  const Checkpoint& checkpoint_;
+  Carver& carver_;
+  std::vector<std::pair<std::string, View>>& bound_;
+};
+
 }  // namespace
 
-void LoadedWeights::linear(const std::string& name, Weight& slot, std::int64_t out, std::int64_t in, bool bias) {
-  slot = {.values = load(name + ".weight", out, in)};
-  if (bias) slot.bias = load(name + ".bias", 1, out);
+void LoadedWeights::layout(Carver& carver) {
+  bound_.clear();
+  Binder binder(checkpoint_, carver, bound_);
+  network_(binder);
 }
 
-void LoadedWeights::tensor(const std::string& name, ConstView& slot, std::int64_t rows, std::int64_t cols) {
-  slot = load(name, rows, cols);
-}
-
-ConstView LoadedWeights::load(const std::string& name, std::int64_t rows, std::int64_t cols) {
-  const std::vector<std::int64_t> shape = checkpoint_.shape(name);
-  if (!fits(shape, rows, cols)) {
-    throw FormatError({.where = checkpoint_.path() + ": tensor '" + name + "'",
-                       .found = "shape " + shape_text(shape),
-                       .expected = rows == 1 ? "shape " + shape_text({cols})
-                                             : std::to_string(rows) + " rows of " + std::to_string(cols) + " values"});
-  }
-  const std::vector<float> values = checkpoint_.read_f32(name);
-  const Buffer& memory = memory_.emplace_back(device_.allocate(values.size() * sizeof(float)));
-  const View view(memory.get(), DType::F32, 1, rows, cols);
-  device_.upload(values.data(), view);
-  return view;
+void LoadedWeights::upload(Device& device) const {
+  for (const auto& [name, view] : bound_) device.upload(checkpoint_.read_f32(name).data(), view);
 }
 
 }  // namespace squareq

@@ -1,31 +1,37 @@
-// Weights of a network read from a checkpoint, as float32 in memory that the device reads.
+// Weights of a network read from a checkpoint, as float32 in memory of a device that a layout carves.
 #pragma once
 
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "io/checkpoint.h"
+#include "kernels/base/carver.h"
 #include "kernels/device.h"
 #include "model/stage.h"
 
 namespace squareq {
 
-// Reads what it is shown and binds it; what it binds lives as long as this object. Throws FormatError, naming file and
-// tensor, if a tensor is missing, has another shape, or holds a value that is not finite.
-class LoadedWeights : public WeightVisitor {
+class LoadedWeights {
  public:
-  LoadedWeights(const Checkpoint& checkpoint, Device& device) : checkpoint_(checkpoint), device_(device) {}
+  // `network` shows the weights to a visitor. Trailing axes of a stored tensor count as columns: a convolution
+  // [out, in, k, k] is [out, in * k * k]. The checkpoint outlives this object.
+  LoadedWeights(const Checkpoint& checkpoint, std::function<void(WeightVisitor&)> network)
+      : checkpoint_(checkpoint), network_(std::move(network)) {}
 
-  void linear(const std::string& name, Weight& slot, std::int64_t out, std::int64_t in, bool bias) override;
-  // Trailing axes of the stored tensor count as columns: a convolution [out, in, k, k] is [out, in * k * k].
-  void tensor(const std::string& name, ConstView& slot, std::int64_t rows, std::int64_t cols) override;
+  // Carves memory for the weights and binds them there. Throws FormatError, naming file and tensor, if one is missing
+  // or has another shape.
+  void layout(Carver& carver);
+
+  // Reads the weights into the memory of the last layout. Throws FormatError if a value is not finite, and where the
+  // file cannot be read.
+  void upload(Device& device) const;
 
  private:
-  ConstView load(const std::string& name, std::int64_t rows, std::int64_t cols);
-
   const Checkpoint& checkpoint_;
-  Device& device_;
-  std::vector<Buffer> memory_;
+  std::function<void(WeightVisitor&)> network_;
+  std::vector<std::pair<std::string, View>> bound_;
 };
 
 }  // namespace squareq

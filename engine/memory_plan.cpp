@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "engine/stream_model.h"
 #include "kernels/base/error.h"
@@ -45,14 +44,14 @@ struct Choice {
 class Planner {
  public:
   Planner(const Slab& slab, const FluxRun& run, const RunSizes& sizes, const DeviceRates& rates)
-      : run_(run), sizes_(sizes), rates_(rates), fixed_(rates.context + sizes.adapters + rates.scratch) {
+      : run_(run), sizes_(sizes), rates_(rates), fixed_(rates.context + sizes.adapters + sizes.scratch) {
     std::vector<std::string> all;
     for (const RunSizes::StageSize& stage : sizes.stages) all.push_back(stage.id);
     slot_ = aligned(slot_bytes(slab, all));
-    for (std::size_t i = 0; i < sizes.stages.size(); ++i) (blocks(i) ? blocks_ : others_).push_back(i);
+    for (std::size_t i = 0; i < sizes.stages.size(); ++i) (is_block(i) ? blocks_ : others_).push_back(i);
   }
 
-  std::size_t slot() const { return slot_; }
+  std::size_t blocks() const { return blocks_.size(); }
 
   Choice best(std::size_t budget) const {
     Choice best;
@@ -66,9 +65,15 @@ class Planner {
     return best;
   }
 
-  // What takes the least memory.
-  Choice smallest() const { return make(run_.keep == Keep::kAll ? blocks_.size() : 0, kFewestSlots, 0); }
+  // What takes the least memory. Few or small blocks may take less than slots.
+  Choice smallest() const {
+    const std::size_t kept = run_.keep == Keep::kAll ? blocks_.size() : 0;
+    Choice streamed = make(kept, kFewestSlots, 0);
+    Choice resident = make(kept, 0, 0);
+    return streamed.bytes < resident.bytes ? streamed : resident;
+  }
 
+  // Of the sequences that have a backward.
   std::size_t activations(const Choice& choice) const {
     std::size_t largest = 0;
     for (std::size_t sequence = 0; sequence < sizes_.shared.size(); ++sequence) {
@@ -87,6 +92,13 @@ class Planner {
     return largest;
   }
 
+  // Of the region that they share with the other phases.
+  std::size_t region(const Choice& choice) const {
+    std::size_t largest = activations(choice);
+    for (const RunSizes::Other& other : sizes_.others) largest = std::max(largest, other.bytes);
+    return largest;
+  }
+
   std::size_t resident_bytes(const Choice& choice) const {
     std::size_t bytes = 0;
     for (std::size_t i = 0; i < sizes_.stages.size(); ++i) bytes += choice.resident[i] ? sizes_.stages[i].weights : 0;
@@ -94,7 +106,7 @@ class Planner {
   }
 
  private:
-  bool blocks(std::size_t i) const { return sizes_.stages[i].recomputable; }
+  bool is_block(std::size_t i) const { return sizes_.stages[i].recomputable; }
 
   Choice make(std::size_t kept, std::size_t slots, std::size_t budget) const {
     const std::size_t n = sizes_.stages.size();
@@ -103,7 +115,7 @@ class Planner {
     for (const std::size_t i : others_) choice.keeps[i] = true;
     const std::vector<std::size_t> order = spread(blocks_.size());
     for (std::size_t k = 0; k < kept; ++k) choice.keeps[blocks_[order[k]]] = true;
-    choice.bytes = fixed_ + activations(choice) + slots * slot_ + resident_bytes(choice);
+    choice.bytes = fixed_ + region(choice) + slots * slot_ + resident_bytes(choice);
     // The rest of the budget goes to weights, first of those that are used in both passes.
     const auto stay = [&](std::size_t i) {
       if (choice.resident[i] || choice.bytes + sizes_.stages[i].weights > budget) return;
@@ -144,23 +156,84 @@ class Planner {
   std::vector<std::size_t> blocks_, others_;
 };
 
-[[noreturn]] void refuse(const RunSizes& sizes, std::size_t need, std::size_t activations, std::size_t budget) {
-  const auto over = static_cast<double>(need - budget);
-  std::string advice = fmt::format("set vram_budget_gb to {:.2f} or more", std::ceil(gib(need) * 100.0) / 100.0);
-  const double activation_share = 1.0 - over / static_cast<double>(activations);
-  if (activation_share > 0.0) {
-    advice += fmt::format("; or lower the pixels of a batch (resolution, batch_size) to {:.0f} %",
-                          std::floor(activation_share * 100.0));
+// What a phase takes at least.
+struct Need {
+  PhaseName phase;
+  std::size_t bytes = 0;
+};
+
+// Of the phases of training, the one that decides the size of their arena.
+Need least_need(const RunSizes& sizes, const Planner& planner, std::size_t budget) {
+  const Choice smallest = planner.smallest();
+  const std::size_t region = planner.region(smallest);
+  const auto over = static_cast<double>(smallest.bytes - std::min(smallest.bytes, budget));
+  const auto percent = [&](std::size_t part) {
+    return std::floor((1.0 - over / static_cast<double>(part)) * 100.0);  // of it, so that all fits
+  };
+  std::string smaller = "lower the pixels of a batch (resolution, batch_size)";
+  std::string name = "training";
+  for (const RunSizes::Other& other : sizes.others) {
+    if (other.bytes != region) continue;
+    name = other.phase.name;
+    smaller = other.phase.smaller;
   }
-  const double adapter_share = 1.0 - over / static_cast<double>(sizes.adapters);
-  if (adapter_share > 0.0) advice += fmt::format("; or lower lora.rank to {:.0f} %", std::floor(adapter_share * 100.0));
+  if (percent(region) > 0.0) smaller += fmt::format(" to {:.0f} %", percent(region));
+  if (percent(sizes.adapters) > 0.0)
+    smaller += fmt::format("; or lower lora.rank to {:.0f} %", percent(sizes.adapters));
+  return {.phase = {.name = name, .smaller = smaller}, .bytes = smallest.bytes};
+}
+
+[[noreturn]] void refuse(const Need& need, std::size_t budget) {
   throw ConfigError({.where = "vram_budget_gb",
                      .found = fmt::format("{:.2f} GiB", gib(budget)),
-                     .expected = fmt::format("at least {:.2f} GiB, with all weights streamed", gib(need)),
-                     .advice = advice});
+                     .expected = fmt::format("at least {:.2f} GiB for {}", gib(need.bytes), need.phase.name),
+                     .advice = fmt::format("set vram_budget_gb to {:.2f} or more; or {}",
+                                           std::ceil(gib(need.bytes) * 100.0) / 100.0, need.phase.smaller)});
+}
+
+std::string summary_of(const std::string& phase, std::size_t stages, const Residency& residency) {
+  if (residency.streamed.empty()) return fmt::format("{}: all weights stay", phase);
+  return fmt::format("{}: weights of {} of {} stages stream through {} slots", phase, residency.streamed.size(), stages,
+                     residency.slots);
 }
 
 }  // namespace
+
+EncoderPlan plan_encoder(const EncoderSizes& sizes, std::size_t context, std::size_t budget) {
+  EncoderPlan plan;
+  plan.phase.name = sizes.phase.name;
+  plan.phase[MemoryUse::kDriver] = context;
+  plan.phase[MemoryUse::kWeights] = sizes.weights;
+  plan.phase[MemoryUse::kActivations] = sizes.activations;
+  plan.phase[MemoryUse::kScratch] = sizes.scratch;
+  if (sizes.slab == nullptr) return plan;
+
+  const std::vector<SlabBlock>& blocks = sizes.slab->blocks();
+  std::size_t all = 0;
+  std::vector<std::string>& streamed = plan.residency.streamed;
+  for (const SlabBlock& block : blocks) {
+    all += aligned(block.bytes);
+    streamed.push_back(block.id);
+  }
+  plan.residency.slots = kFewestSlots;
+  const std::size_t slots = kFewestSlots * aligned(slot_bytes(*sizes.slab, streamed));
+  if (all <= slots || plan.phase.total() + all <= budget) {
+    plan.phase[MemoryUse::kWeights] += all;
+    plan.residency = {};
+    return plan;
+  }
+  std::size_t total = plan.phase.total() + slots;
+  for (const std::size_t i : spread(blocks.size())) {
+    const std::size_t bytes = aligned(blocks[i].bytes);
+    if (total + bytes > budget) continue;
+    total += bytes;
+    plan.phase[MemoryUse::kWeights] += bytes;
+    std::erase(streamed, blocks[i].id);
+  }
+  // What streams may be less than all, and need smaller slots than planned.
+  plan.phase[MemoryUse::kSlots] = kFewestSlots * aligned(slot_bytes(*sizes.slab, streamed));
+  return plan;
+}
 
 RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
   RunSizes sizes;
@@ -173,11 +246,26 @@ RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
     return carver.used();
   };
   sizes.adapters = measure([&](Carver& carver) { lora.layout(carver); });
-  for (const Sequence& sequence : run.sequences) {
+  const auto other = [&](const PhaseName& phase, std::size_t bytes) {
+    const auto known = std::ranges::find(sizes.others, phase.name, [](const auto& o) { return o.phase.name; });
+    if (known == sizes.others.end()) {
+      sizes.others.push_back({.phase = phase, .bytes = bytes});
+    } else {
+      known->bytes = std::max(known->bytes, bytes);
+    }
+  };
+  for (std::size_t sequence = 0; sequence < run.sequences.size() + run.forward_only.size(); ++sequence) {
     flux::State state = flux_state(slab, run, sequence, lora, activations);
     LossInputs loss;
-    sizes.shared.push_back(measure([&](Carver& carver) { flux_layout(carver, state, loss); }));
+    const std::size_t shared = measure([&](Carver& carver) { flux_layout(carver, state, loss); });
     const std::vector<Stage> stages = flux::stages(state, lora);
+    if (sequence >= run.sequences.size()) {
+      std::size_t largest = 0;
+      for (const Stage& stage : stages) largest = std::max(largest, measure(stage.saved));
+      other(run.forward_only[sequence - run.sequences.size()].phase, shared + largest);
+      continue;
+    }
+    sizes.shared.push_back(shared);
     sizes.stages.resize(stages.size());
     for (std::size_t i = 0; i < stages.size(); ++i) {
       RunSizes::StageSize& size = sizes.stages[i];
@@ -186,15 +274,17 @@ RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
       size.recomputable = stages[i].recomputable;
       size.weights_in_backward = stages[i].has_backward && stages[i].weights_in_backward;
       if (stages[i].work.forward() > size.work.forward()) size.work = stages[i].work;
-      size.saved.push_back(measure([&](Carver& carver) { stages[i].saved(carver); }));
+      size.saved.push_back(measure(stages[i].saved));
     }
   }
+  for (const FluxRun::Guest& guest : run.guests) other(guest.phase, measure(guest.work.layout));
   return sizes;
 }
 
 std::size_t MemoryPlan::total() const {
-  return std::accumulate(purposes.begin(), purposes.end(), std::size_t{0},
-                         [](std::size_t sum, const auto& purpose) { return sum + purpose.second; });
+  std::size_t largest = 0;
+  for (const Phase& phase : phases) largest = std::max(largest, phase.total());
+  return largest;
 }
 
 FluxRun MemoryPlan::apply(FluxRun run) const {
@@ -205,14 +295,26 @@ FluxRun MemoryPlan::apply(FluxRun run) const {
 }
 
 MemoryPlan plan_memory(const Slab& slab, const FluxRun& run, const RunSizes& sizes, const DeviceRates& rates,
-                       std::size_t budget) {
+                       std::size_t budget, const std::vector<EncoderSizes>& encoders) {
+  MemoryPlan plan{.budget = budget, .rates = rates};
+  Need need;  // the largest
+  for (const EncoderSizes& encoder : encoders) {
+    EncoderPlan chosen = plan_encoder(encoder, rates.context, budget);
+    if (chosen.phase.total() > need.bytes) need = {.phase = encoder.phase, .bytes = chosen.phase.total()};
+    plan.phases.push_back(std::move(chosen.phase));
+    if (encoder.slab == nullptr) continue;
+    plan.summary += summary_of(encoder.phase.name, encoder.slab->blocks().size(), chosen.residency) + "\n";
+    plan.encoders[encoder.phase.name] = std::move(chosen.residency);
+  }
   const Planner planner(slab, run, sizes, rates);
   const Choice choice = planner.best(budget);
   if (choice.resident.empty()) {
-    const Choice smallest = planner.smallest();
-    refuse(sizes, smallest.bytes, planner.activations(smallest), budget);
+    Need training = least_need(sizes, planner, budget);
+    if (training.bytes > need.bytes) need = std::move(training);
   }
-  MemoryPlan plan{.budget = budget, .seconds = choice.seconds, .rates = rates};
+  if (need.bytes > budget) refuse(need, budget);
+
+  plan.seconds = choice.seconds;
   plan.residency = run.residency;
   plan.residency.streamed.clear();
   for (std::size_t i = 0; i < sizes.stages.size(); ++i) {
@@ -221,24 +323,28 @@ MemoryPlan plan_memory(const Slab& slab, const FluxRun& run, const RunSizes& siz
   }
   const bool streams = !plan.residency.streamed.empty();
   plan.residency.slots = streams ? choice.slots : 0;
+  Phase saving{.name = "saving", .bytes = {}};
+  saving[MemoryUse::kDriver] = rates.context;
+  saving[MemoryUse::kAdapters] = sizes.adapters;
+  saving[MemoryUse::kWeights] = planner.resident_bytes(choice);
   // What streams may be less than all, and need smaller slots than planned.
-  const std::size_t slot = streams ? aligned(slot_bytes(slab, plan.residency.streamed)) : 0;
-  plan.purposes = {{"driver and kernels", rates.context},
-                   {"adapters, gradients and moments", sizes.adapters},
-                   {fmt::format("weights that stay ({} of {} stages)",
-                                sizes.stages.size() - plan.residency.streamed.size(), sizes.stages.size()),
-                    planner.resident_bytes(choice)},
-                   {fmt::format("{} slots for weights that stream", streams ? choice.slots : 0),
-                    (streams ? choice.slots : 0) * slot},
-                   {fmt::format("activations ({} of {} blocks keep theirs)", plan.kept.size(),
-                                std::count_if(sizes.stages.begin(), sizes.stages.end(),
-                                              [](const auto& stage) { return stage.recomputable; })),
-                    planner.activations(choice)},
-                   {"scratch of the operations", rates.scratch}};
+  saving[MemoryUse::kSlots] = streams ? choice.slots * aligned(slot_bytes(slab, plan.residency.streamed)) : 0;
+  const auto add = [&](const std::string& name, std::size_t activations) {
+    Phase& phase = plan.phases.emplace_back(saving);
+    phase.name = name;
+    phase[MemoryUse::kActivations] = activations;
+    phase[MemoryUse::kScratch] = sizes.scratch;
+  };
+  add("training", planner.activations(choice));
+  for (const RunSizes::Other& other : sizes.others) add(other.phase.name, other.bytes);
+  plan.phases.push_back(saving);
+  plan.summary += summary_of("training", sizes.stages.size(), plan.residency) +
+                  fmt::format("; {} of {} blocks keep their activations\n", plan.kept.size(), planner.blocks());
   return plan;
 }
 
-MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, const DeviceRates& rates, double budget_gib) {
+MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, const DeviceRates& rates, double budget_gib,
+                    const std::vector<EncoderSizes>& encoders) {
   const DeviceMemory memory = device.memory();
   const std::size_t most = memory.free + memory.ours;
   const auto wanted = static_cast<std::size_t>(budget_gib * 0x1p30);
@@ -249,26 +355,9 @@ MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, const 
                        .advice = "end other programs that use its memory, or lower the budget"});
   }
   const std::size_t budget = budget_gib > 0.0 ? wanted : most - std::min(most, kMargin);
-  return plan_memory(slab, run, measure_run(slab, run, device.ops().activation_type()), rates, budget);
-}
-
-std::string plan_text(const MemoryPlan& plan) {
-  constexpr std::string_view kLetters = "daWSAs";
-  constexpr double kWidth = 64.0;
-  std::string text, bar;
-  double end = 0.0;
-  for (std::size_t i = 0; i < plan.purposes.size(); ++i) {
-    const auto& [purpose, bytes] = plan.purposes[i];
-    text += fmt::format("{:9.3f} GiB  {}  {}\n", gib(bytes), kLetters[i % kLetters.size()], purpose);
-    end += static_cast<double>(bytes) / static_cast<double>(plan.budget) * kWidth;
-    const auto width = static_cast<std::size_t>(std::lround(end));
-    bar.resize(std::max(bar.size(), width), kLetters[i % kLetters.size()]);
-  }
-  bar.resize(std::max(bar.size(), static_cast<std::size_t>(kWidth)), '.');
-  text += fmt::format("{:9.3f} GiB  of {:.3f} GiB\n[{}]\n", gib(plan.total()), gib(plan.budget), bar);
-  text += fmt::format("{:.3f} s/step predicted for {}{}\n", plan.seconds, plan.rates.name,
-                      plan.rates.projected ? ", a projection: nothing was measured" : "");
-  return text;
+  RunSizes sizes = measure_run(slab, run, device.ops().activation_type());
+  sizes.scratch = FluxEngine::scratch_bytes(device, slab, run);
+  return plan_memory(slab, run, sizes, rates, budget, encoders);
 }
 
 }  // namespace squareq

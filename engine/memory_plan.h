@@ -1,13 +1,14 @@
-// What a training run takes of the device's memory, and how it is best spent: which weights stay on the device, which
-// stream, and which blocks keep their activations instead of computing them again.
+// What a run takes of the device's memory in each of its phases, and how it is best spent: which weights stay on the
+// device, which stream, and which blocks keep their activations instead of computing them again.
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "engine/flux_engine.h"
+#include "engine/phase.h"
 
 namespace squareq {
 
@@ -40,33 +41,62 @@ struct RunSizes {
     StageWork work;                  // of the largest sequence
     std::vector<std::size_t> saved;  // by sequence
   };
+  // What uses the place of the activations at other times.
+  struct Other {
+    PhaseName phase;
+    std::size_t bytes = 0;
+  };
   std::size_t adapters = 0;         // with gradients and moments
   std::vector<StageSize> stages;    // in order
   std::vector<std::size_t> shared;  // inputs, residual stream and so on, by sequence
+  std::vector<Other> others;        // the largest of each phase, in order
+  std::size_t scratch = 0;
 };
+// Without scratch.
 RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations);
+
+// A phase before training, with an arena of its own that is gone afterwards.
+struct EncoderSizes {
+  PhaseName phase;
+  std::size_t weights = 0;     // that have to stay
+  const Slab* slab = nullptr;  // whose weights may stream; null: there are none
+  std::size_t activations = 0;
+  std::size_t scratch = 0;
+};
+
+struct EncoderPlan {
+  Phase phase;
+  Residency residency;
+};
+
+// As many weights stay as fit into the budget, context included, evenly spread. Where not even the least fits, that is
+// the plan.
+EncoderPlan plan_encoder(const EncoderSizes& sizes, std::size_t context, std::size_t budget);
 
 struct MemoryPlan {
   Residency residency;
   std::set<std::string> kept;
-  std::vector<std::pair<std::string, std::size_t>> purposes;  // bytes; their sum is what the driver will report
+  std::map<std::string, Residency> encoders;  // by phase, where weights may stream
+  std::vector<Phase> phases;                  // in order
   std::size_t budget = 0;
   double seconds = 0.0;  // predicted, of a step
   DeviceRates rates;
+  std::string summary;  // of what was chosen, for people
 
-  std::size_t total() const;
+  std::size_t total() const;  // of the largest phase
   FluxRun apply(FluxRun run) const;
 };
 
-// The plan with the least predicted time among those within `budget` bytes, context included. Throws ConfigError saying
-// what would fit if none does.
+// The plan with the least predicted time of a step among those within `budget` bytes, context included. Throws
+// ConfigError naming the phase that does not fit and saying what would if there is none.
 MemoryPlan plan_memory(const Slab& slab, const FluxRun& run, const RunSizes& sizes, const DeviceRates& rates,
-                       std::size_t budget);
+                       std::size_t budget, const std::vector<EncoderSizes>& encoders = {});
 
 // The same for this device. `budget_gib`: 0 for all memory that is free. ConfigError if that is more than is free.
-MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, const DeviceRates& rates, double budget_gib);
+MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, const DeviceRates& rates, double budget_gib,
+                    const std::vector<EncoderSizes>& encoders = {});
 
-// A table and a bar.
+// A table of the phases, with a bar for each.
 std::string plan_text(const MemoryPlan& plan);
 
 }  // namespace squareq

@@ -3,11 +3,8 @@
 #include <fmt/ranges.h>
 #include <spdlog/spdlog.h>
 
-#include <algorithm>
 #include <filesystem>
 
-#include "engine/dataset.h"
-#include "engine/encoded_data.h"
 #include "engine/identity.h"
 #include "engine/progress_log.h"
 #include "io/checkpoint.h"
@@ -19,26 +16,6 @@ namespace fs = std::filesystem;
 namespace {
 
 bool is_slab(const std::string& path) { return fs::is_regular_file(path) && path.ends_with(".slab"); }
-
-// Sizes with their samples, and what was left out.
-void log_dataset(const Dataset& dataset) {
-  constexpr std::size_t kShown = 5;
-  for (std::uint32_t i = 0; i < dataset.buckets.size(); ++i) {
-    const auto count = std::count_if(dataset.samples.begin(), dataset.samples.end(),
-                                     [&](const Sample& sample) { return sample.bucket == i; });
-    spdlog::info("data: {} x {}: {} pictures", dataset.buckets[i].width, dataset.buckets[i].height, count);
-  }
-  for (std::size_t i = 0; i < std::min(kShown, dataset.findings.size()); ++i) {
-    spdlog::warn("data: {}", Error(dataset.findings[i].problem).what());
-  }
-  if (dataset.findings.size() > kShown) {
-    spdlog::warn("data: {} more; squareq-train CONFIG --check-data lists them", dataset.findings.size() - kShown);
-  }
-}
-
-std::int64_t text_tokens_of(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape) {
-  return config.data.text_length > 0 ? config.data.text_length : text_length(parts, shape.guidance);
-}
 
 }  // namespace
 
@@ -73,6 +50,15 @@ std::string ensure_slab(const SlabRequest& request) {
   return path;
 }
 
+Slab open_slab(const TrainConfig& config, const ModelParts& parts) {
+  return Slab(ensure_slab({.checkpoint = parts.transformer,
+                           .slab = config.slab,
+                           .cache_dir = config.cache_dir,
+                           .codec = config.quantize == TrainConfig::Quantize::kInt8 ? Codec::kInt8Rows : Codec::kFloat,
+                           .axes = config.axes_dims_rope,
+                           .threads = static_cast<int>(config.threads)}));
+}
+
 std::unique_ptr<Device> open_device(TrainConfig::Device device, std::int64_t threads, const DeviceOptions& options) {
   using Where = TrainConfig::Device;
   const bool cuda = device == Where::kCuda || (device == Where::kAuto && cuda_device_present());
@@ -101,53 +87,6 @@ ModelParts configured_parts(const TrainConfig& config) {
   require_part(parts.t5, "t5", "T5 encoder");
   require_part(parts.tokenizers, "tokenizers", "folder with tokenizer/ and tokenizer_2/");
   return parts;
-}
-
-TrainingSet load_training_set(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape,
-                              Device& device) {
-  Dataset dataset = inspect_dataset(config.data, static_cast<int>(config.threads), Inspection::kHeaders);
-  require_trainable(dataset);
-  log_dataset(dataset);
-  const std::int64_t text_tokens = text_tokens_of(config, parts, shape);
-  const auto encoded = std::make_shared<EncodedData>(config, parts, std::move(dataset), text_tokens);
-  encoded->encode(device);
-  TrainingSet set = encoded->training_set();
-  set.load = [encoded](const Draw& draw) { return encoded->load(draw); };
-  const EncodedExample first = set.load({});
-  const std::int64_t tokens = set.grids[set.samples.front().bucket].tokens();
-  if (tokens * shape.in_channels != static_cast<std::int64_t>(first.latent.size()) ||
-      set.text_tokens * shape.context_in != static_cast<std::int64_t>(first.text.size()) ||
-      shape.vector_in != static_cast<std::int64_t>(first.pooled.size())) {
-    throw ConfigError({.where = config.model,
-                       .found = "encoders whose outputs do not fit the transformer",
-                       .expected = "latents of " + std::to_string(shape.in_channels) +
-                                   " channels, T5 states of width " + std::to_string(shape.context_in) +
-                                   " and a CLIP state of width " + std::to_string(shape.vector_in),
-                       .advice = "use the autoencoder and text encoders of the same model"});
-  }
-  return set;
-}
-
-TrainingSet load_validation_set(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape,
-                                Device& device) {
-  if (config.validation.folder.empty()) return {};
-  TrainConfig held_out = config;
-  held_out.data.folder = config.validation.folder;
-  held_out.data.folders = {{.folder = config.validation.folder}};
-  return load_training_set(held_out, parts, shape, device);
-}
-
-std::unique_ptr<Previews> make_previews(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape,
-                                        Device& device) {
-  const std::vector<std::string>& prompts = config.preview.prompts;
-  if (prompts.empty()) return {};
-  const std::int64_t text_tokens = text_tokens_of(config, parts, shape);
-  const CachedTexts texts(config, parts, text_tokens);
-  texts.encode(device, {prompts.begin(), prompts.end()});
-  std::vector<TextStates> states;
-  states.reserve(prompts.size());
-  for (const std::string& prompt : prompts) states.push_back(texts.load(prompt));
-  return std::make_unique<Previews>(config, parts, device, std::move(states), shape, text_tokens);
 }
 
 }  // namespace squareq

@@ -1,14 +1,13 @@
-// Opens a model for use: its parts, its slabs (built where they are missing) and its data.
+// Opens a model for use: its parts and its slabs, built where they are missing.
 #pragma once
 
 #include <memory>
 #include <string>
 
 #include "engine/config.h"
-#include "engine/encoders.h"
 #include "engine/model_parts.h"
-#include "engine/previews.h"
-#include "engine/trainer.h"
+#include "io/slab.h"
+#include "kernels/device.h"
 
 namespace squareq {
 
@@ -25,6 +24,9 @@ struct SlabRequest {
 // Path of a slab of the checkpoint, built first, with progress on the console, if there is none.
 std::string ensure_slab(const SlabRequest& request);
 
+// The slab of the transformer that the configuration names.
+Slab open_slab(const TrainConfig& config, const ModelParts& parts);
+
 // kAuto: the GPU where this build and this machine have one, else the CPU.
 std::unique_ptr<Device> open_device(TrainConfig::Device device, std::int64_t threads, const DeviceOptions& options);
 // "auto", "cpu" or "cuda", as the programs' --device has it.
@@ -32,18 +34,5 @@ std::unique_ptr<Device> open_device(const std::string& name, std::int64_t thread
 
 // The model's own parts, with those that the configuration names in their places.
 ModelParts configured_parts(const TrainConfig& config);
-
-// Reads, encodes and caches all pictures and captions of the configuration. Encoders are loaded only if a record is
-// missing from the cache.
-TrainingSet load_training_set(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape,
-                              Device& device);
-
-// The same for the pictures of config.validation, at the sizes of config.data; without examples if there are none.
-TrainingSet load_validation_set(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape,
-                                Device& device);
-
-// What draws the previews of the configuration; null if it asks for none.
-std::unique_ptr<Previews> make_previews(const TrainConfig& config, const ModelParts& parts, const FluxShape& shape,
-                                        Device& device);
 
 }  // namespace squareq

@@ -15,19 +15,23 @@
 namespace squareq {
 namespace fs = std::filesystem;
 
-Previews::Previews(const TrainConfig& config, const ModelParts& parts, Device& device, std::vector<TextStates> prompts,
-                   const FluxShape& shape, std::int64_t text_tokens)
-    : config_(config), device_(device), vae_(parts.vae), prompts_(std::move(prompts)) {
+namespace {
+
+PictureSize preview_size(const TrainConfig& config) {
   const std::array<std::int64_t, 2> size = config.preview.size[0] > 0 ? config.preview.size : config.data.largest();
-  width_ = size[0];
-  height_ = size[1];
-  grid_ = {.rows = height_ / kTokenPixels, .cols = width_ / kTokenPixels};
-  sequence_ = make_sequence(text_tokens, grid_);
-  sigmas_ = sigma_schedule(config.preview.steps, read_schedule(parts, shape.guidance), grid_.tokens());
-  const std::string folder = (fs::path(config.output_dir) / "previews").string();
-  fs::create_directories(folder);
-  remove_abandoned(folder);
+  return {.height = size[1], .width = size[0]};
 }
+
+}  // namespace
+
+Previews::Previews(const TrainConfig& config, const ModelParts& parts, Device& device, const FluxShape& shape,
+                   std::int64_t text_tokens, std::optional<DType> activations)
+    : config_(config),
+      size_(preview_size(config)),
+      decoder_(device, parts.vae, Autoencoder::Half::kDecoder, {size_}, Autoencoder::kLargestTile, activations),
+      grid_{.rows = size_.height / kTokenPixels, .cols = size_.width / kTokenPixels},
+      sequence_(make_sequence(text_tokens, grid_)),
+      sigmas_(sigma_schedule(config.preview.steps, read_schedule(parts, shape.guidance), grid_.tokens())) {}
 
 // As many prompts at a time as a batch has samples; what fills the last batch is not kept.
 std::vector<std::vector<float>> Previews::latents(FluxEngine& engine) const {
@@ -59,16 +63,19 @@ std::string Previews::path(std::int64_t step, std::size_t prompt) const {
 }
 
 std::vector<std::string> Previews::draw(FluxEngine& engine, std::int64_t step) {
+  const std::string folder = (fs::path(config_.output_dir) / "previews").string();
+  fs::create_directories(folder);
+  remove_abandoned(folder);
   const std::vector<std::vector<float>> drawn = latents(engine);
-  Autoencoder vae(device_, vae_);  // its weights are in memory only now
+  decoder_.load_weights();
   std::vector<std::string> paths;
   for (std::size_t i = 0; i < drawn.size(); ++i) {
     const PngText text{
         {"parameters", fmt::format("{}\nSteps: {}, Guidance: {}, Seed: {}, Size: {}x{}, LoRA: {} at {}",
                                    config_.preview.prompts[i], config_.preview.steps, config_.preview.guidance,
-                                   config_.preview.seed + i, width_, height_, config_.name, step)}};
+                                   config_.preview.seed + i, size_.width, size_.height, config_.name, step)}};
     paths.push_back(path(step, i));
-    write_png(paths.back(), image_of(vae.decode(drawn[i], height_, width_), height_, width_), text);
+    write_png(paths.back(), image_of(decoder_.decode(drawn[i], size_), size_.height, size_.width), text);
   }
   write_sheet(step);
   return paths;

@@ -4,9 +4,7 @@
 
 #include <cmath>
 
-#include "engine/calibration.h"
 #include "engine/lora_targets.h"
-#include "engine/memory_plan.h"
 #include "engine/saved_lora.h"
 #include "kernels/base/random.h"
 
@@ -25,23 +23,6 @@ TimestepSettings timestep_settings(const TrainingConfig& c, const ScheduleShift&
           .sigma_max = c.sigma_max};
 }
 
-std::vector<Sequence> all_sequences(const TrainingSet& data, const std::vector<Sequence>& others) {
-  std::vector<Sequence> list = sequences_of(data);
-  list.insert(list.end(), others.begin(), others.end());
-  return list;
-}
-
-// Where weights and activations are kept, for the device's memory or the budget. A device that reads host memory has
-// no need of a plan unless a budget is set.
-FluxRun planned(Device& device, const Slab& slab, const TrainConfig& config, FluxRun run) {
-  run.residency.path = config.host_path;
-  if (device.reads_host_memory() && config.vram_budget_gb <= 0.0) return run;
-  const DeviceRates rates = calibrated_rates(device, slab, run, config.cache_dir);
-  const MemoryPlan plan = plan_for(device, slab, run, rates, config.vram_budget_gb);
-  spdlog::info("memory of {}:\n{}", device.name(), plan_text(plan));
-  return plan.apply(std::move(run));
-}
-
 }  // namespace
 
 FluxRun training_run(const TrainConfig& config, const FluxShape& shape, std::vector<Sequence> sequences) {
@@ -50,6 +31,7 @@ FluxRun training_run(const TrainConfig& config, const FluxShape& shape, std::vec
           .sequences = std::move(sequences),
           .wanted = {.gradients = true},
           .keep = t.activation_checkpointing ? Keep::kCheckpoint : Keep::kAll,
+          .residency = {.path = config.host_path},
           .lora = select_lora_targets(config.lora, shape),
           .lora_memory = {.eight_bit_moments = t.optimizer == TrainingConfig::Optimizer::kAdamW8Bit,
                           .average = t.ema_decay > 0.0,
@@ -57,12 +39,11 @@ FluxRun training_run(const TrainConfig& config, const FluxShape& shape, std::vec
 }
 
 Trainer::Trainer(Device& device, const Slab& slab, const TrainConfig& config, TrainingSet data,
-                 const ScheduleShift& shift, const std::vector<Sequence>& others)
+                 const ScheduleShift& shift, const FluxRun& run)
     : config_(config),
       data_(std::move(data)),
       timesteps_(timestep_settings(config.training, shift)),
-      engine_(device, slab,
-              planned(device, slab, config, training_run(config, slab.flux_shape(), all_sequences(data_, others)))),
+      engine_(device, slab, run),
       batch_(engine_, config.training.loss, config.training.huber_c),
       batches_(data_, config.training.seed, config.training.batch_size) {
   engine_.initialise_lora(config.lora.init == LoraConfig::Init::kGaussian ? LoraInit::kGaussian : LoraInit::kKaiming,

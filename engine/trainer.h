@@ -37,10 +37,9 @@ FluxRun training_run(const TrainConfig& config, const FluxShape& shape, std::vec
 
 class Trainer {
  public:
-  // Builds the engine, prints the memory plan and initialises the adapters. `others`: shapes that the engine is used
-  // for beside those of the data; their sequences follow those of the buckets.
+  // Builds the engine for `run`, whose sequences are those of the buckets, and initialises the adapters.
   Trainer(Device& device, const Slab& slab, const TrainConfig& config, TrainingSet data, const ScheduleShift& shift,
-          const std::vector<Sequence>& others = {});
+          const FluxRun& run);
 
   FluxEngine& engine() { return engine_; }
   const TrainingSet& data() const { return data_; }

@@ -20,11 +20,9 @@ std::string slab_identity(const Slab& slab) {
   return content_hash(text);
 }
 
-// Those of validation, then that of previews.
-std::vector<Sequence> other_sequences(const RunInputs& inputs) {
-  std::vector<Sequence> list = sequences_of(inputs.validation);
-  if (inputs.previews) list.push_back(inputs.previews->sequence());
-  return list;
+FluxRun planned_run(const TrainConfig& config, const FluxShape& shape, const RunInputs& inputs) {
+  FluxRun run = training_run(config, shape, inputs);
+  return inputs.plan ? inputs.plan->apply(std::move(run)) : run;
 }
 
 // The state that the configuration asks for, if there is one. Chooses the kernels that it was computed with.
@@ -57,13 +55,29 @@ bool due(std::int64_t step, std::int64_t every, std::int64_t last) {
 
 }  // namespace
 
+FluxRun training_run(const TrainConfig& config, const FluxShape& shape, const RunInputs& inputs) {
+  FluxRun run = training_run(config, shape, sequences_of(inputs.data));
+  for (Sequence& sequence : sequences_of(inputs.validation)) {
+    run.forward_only.push_back(
+        {.phase = {.name = "validation", .smaller = "lower data.resolution or training.batch_size"},
+         .sequence = std::move(sequence)});
+  }
+  if (inputs.previews) {
+    run.forward_only.push_back({.phase = {.name = "previews", .smaller = "lower preview.size or training.batch_size"},
+                                .sequence = inputs.previews->sequence()});
+    run.guests.push_back({.phase = {.name = "preview decoding", .smaller = "lower preview.size"},
+                          .work = inputs.previews->decoder_work()});
+  }
+  return run;
+}
+
 TrainingRun::TrainingRun(Device& device, const Slab& slab, const TrainConfig& config, RunInputs inputs)
     : device_(device),
       config_(config),
       inputs_(std::move(inputs)),
       model_(slab_identity(slab)),
       resumed_(state_to_resume(config, device.ops())),
-      trainer_(device, slab, config, std::move(inputs_.data), inputs_.shift, other_sequences(inputs_)) {
+      trainer_(device, slab, config, inputs_.data, inputs_.shift, planned_run(config, slab.flux_shape(), inputs_)) {
   fs::create_directories(config.output_dir);
   remove_abandoned(config.output_dir);
   const MetricsOptions logs{.folder = config.output_dir,

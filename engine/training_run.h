@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "engine/memory_plan.h"
 #include "engine/metrics.h"
 #include "engine/previews.h"
 #include "engine/train_state.h"
@@ -20,7 +21,12 @@ struct RunInputs {
   TrainingSet validation;              // without samples: none
   std::unique_ptr<Previews> previews;  // or null
   ScheduleShift shift;
+  std::optional<MemoryPlan> plan;  // none: all is where it needs no plan
 };
+
+// The run of the transformer that a configuration describes: the shapes of training have a backward, those of
+// validation and previews follow, and previews are decoded where activations are. Without a plan.
+FluxRun training_run(const TrainConfig& config, const FluxShape& shape, const RunInputs& inputs);
 
 class TrainingRun {
  public:

@@ -6,7 +6,7 @@
 #include <map>
 
 #include "engine/pipeline.h"
-#include "engine/trainer.h"
+#include "engine/run_setup.h"
 #include "io/safetensors.h"
 
 namespace squareq::bench {
@@ -33,15 +33,14 @@ class Recording {
 }  // namespace
 
 int run_data(const std::string& config_path, std::int64_t steps, const std::string& output) {
-  const TrainConfig config = load_train_config(config_path);
+  TrainConfig config = load_train_config(config_path);
+  config.validation.folder.clear();
+  config.preview.prompts.clear();
   const ModelParts parts = configured_parts(config);
   const std::unique_ptr<Device> device = open_device(config.device, config.threads, config.compute);
-  const Slab slab(ensure_slab({.checkpoint = parts.transformer,
-                               .slab = config.slab,
-                               .cache_dir = config.cache_dir,
-                               .axes = config.axes_dims_rope}));
-  TrainingSet data = load_training_set(config, parts, slab.flux_shape(), *device);
-  Trainer trainer(*device, slab, config, std::move(data), read_schedule(parts, slab.flux_shape().guidance));
+  const Slab slab = open_slab(config, parts);
+  RunInputs inputs = RunSetup(config, parts, slab, *device).encode(std::nullopt);
+  Trainer trainer(*device, slab, config, inputs.data, inputs.shift, training_run(config, slab.flux_shape(), inputs));
   Recording recording;
   for (std::int64_t step = 1; step <= steps; ++step) {
     trainer.step();

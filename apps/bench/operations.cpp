@@ -175,14 +175,13 @@ int run_operations(const OperationsOptions& options) {
   Ops& ops = device->ops();
   std::array<Operands, 3> sets;
   const std::vector<Operation> list = operations(options.rank);
-  const Arena arena(
-      *device,
-      [&](Carver& carver) {
-        for (Operands& set : sets) set.layout(carver, options, ops.activation_type());
-      },
-      [&](Ops& rehearsed) {
-        for (const Operation& operation : list) operation.call(rehearsed, sets[0]);
-      });
+  const auto layout = [&](Carver& carver) {
+    for (Operands& set : sets) set.layout(carver, options, ops.activation_type());
+  };
+  const auto rehearse = [&](Ops& rehearsed) {
+    for (const Operation& operation : list) operation.call(rehearsed, sets[0]);
+  };
+  const Arena arena(*device, {.layout = layout, .rehearse = rehearse});
   arena.use();
   for (std::size_t i = 0; i < sets.size(); ++i) fill(*device, sets[i], static_cast<std::uint32_t>(i + 1));
   nlohmann::json json;

@@ -46,39 +46,43 @@ std::optional<nlohmann::json> read_config(const std::string& path) {
 }
 
 std::vector<Comparison> vae_parity(const ParityOptions& options, const SafetensorsFile& io, Device& device) {
-  Autoencoder vae(device, options.model);
-  const VaeShape& shape = vae.shape();
+  const VaeShape shape = vae_shape(Checkpoint::open(options.model, Model::kVae));
   std::vector<Comparison> list;
-  // Every sample by itself, as the pictures of a data set are.
-  const auto each_sample = [&](const char* input, const auto& work) {
+  // Every sample by itself, as the pictures of a data set are. `unit`: pixels along a side of what the input has.
+  const auto each_sample = [&](const char* input, Autoencoder::Half half, std::int64_t unit, const auto& work) {
     const std::vector<std::int64_t>& dims = io.get(input).shape;
+    const PictureSize picture{.height = dims.at(2) * unit, .width = dims.at(3) * unit};
+    Autoencoder vae(device, options.model, half, {picture});
+    vae.allocate();
     const std::vector<float> values = io.read_f32(input);
     const std::size_t size = values.size() / static_cast<std::size_t>(dims.at(0));
     for (std::size_t b = 0; b * size < values.size(); ++b) {
       const auto begin = values.begin() + static_cast<std::ptrdiff_t>(b * size);
-      work(std::vector<float>(begin, begin + static_cast<std::ptrdiff_t>(size)), dims.at(2), dims.at(3));
+      work(vae, std::vector<float>(begin, begin + static_cast<std::ptrdiff_t>(size)), picture);
     }
   };
   if (io.find("image") != nullptr) {
     std::vector<float> moments, means;
-    each_sample("image", [&](const std::vector<float>& image, std::int64_t height, std::int64_t width) {
-      const std::vector<float> m = vae.encode(image, height, width);
+    const auto encode = [&](Autoencoder& vae, const std::vector<float>& image, PictureSize picture) {
+      const std::vector<float> m = vae.encode(image, picture);
       std::vector<float> mean(m.size() / 2);
       latent_mean(shape, 1, m, mean);
       moments.insert(moments.end(), m.begin(), m.end());
       means.insert(means.end(), mean.begin(), mean.end());
-    });
+    };
+    each_sample("image", Autoencoder::Half::kEncoder, 1, encode);
     if (io.find("moments") != nullptr) list.push_back(check(options, io, "moments", moments));
     if (io.find("latent_mean") != nullptr) list.push_back(check(options, io, "latent_mean", means));
   }
   if (io.find("z") != nullptr) {
     std::vector<float> decoded;
-    each_sample("z", [&](const std::vector<float>& z, std::int64_t height, std::int64_t width) {
+    const auto decode = [&](Autoencoder& vae, const std::vector<float>& z, PictureSize picture) {
       std::vector<float> packed(z.size());
-      pack_latent(z, shape.latent_channels, height, width, packed);
-      const std::vector<float> image = vae.decode(packed, height * shape.factor(), width * shape.factor());
+      pack_latent(z, shape.latent_channels, picture.height / shape.factor(), picture.width / shape.factor(), packed);
+      const std::vector<float> image = vae.decode(packed, picture);
       decoded.insert(decoded.end(), image.begin(), image.end());
-    });
+    };
+    each_sample("z", Autoencoder::Half::kDecoder, shape.factor(), decode);
     list.push_back(check(options, io, "decoded", decoded));
   }
   return list;
@@ -87,9 +91,8 @@ std::vector<Comparison> vae_parity(const ParityOptions& options, const Safetenso
 std::vector<Comparison> clip_parity(const ParityOptions& options, const SafetensorsFile& io, Device& device) {
   const Checkpoint checkpoint = Checkpoint::open(options.model, Model::kClip);
   const ClipShape shape = clip_shape(checkpoint);
-  LoadedWeights memory(checkpoint, device);
   clip::Weights weights;
-  clip::weights(memory, shape, weights);
+  LoadedWeights memory(checkpoint, [&](WeightVisitor& visitor) { clip::weights(visitor, shape, weights); });
   const std::int64_t batch = io.get("ids").shape.at(0);
   const std::int64_t length = io.get("ids").shape.at(1);
   const DeviceTensor hidden(device, batch, length, shape.width);
@@ -98,11 +101,13 @@ std::vector<Comparison> clip_parity(const ParityOptions& options, const Safetens
   const auto forward = [&](Ops& ops) {
     clip::forward(ops, shape, weights, read_ids(io), scratch, hidden.view, pooled.view);
   };
-  const Arena arena(
-      device,
-      [&](Carver& carver) { clip::layout(carver, shape, device.ops().activation_type(), batch, length, scratch); },
-      forward);
+  const auto layout = [&](Carver& carver) {
+    memory.layout(carver);
+    clip::layout(carver, shape, device.ops().activation_type(), batch, length, scratch);
+  };
+  const Arena arena(device, {.layout = layout, .rehearse = forward});
   arena.use();
+  memory.upload(device);
   forward(device.ops());
   return {check(options, io, "last_hidden", values_of(device, hidden.view)),
           check(options, io, "pooled", values_of(device, pooled.view))};
@@ -120,14 +125,12 @@ std::vector<Comparison> t5_parity(const ParityOptions& options, const Safetensor
                   .activations = device.ops().activation_type(),
                   .ids = read_ids(io)};
   Runner runner(device, store, t5::stages(state), Keep::kNothing);
-  const Arena arena(
-      device,
-      [&](Carver& carver) {
-        t5::layout(carver, state);
-        store.layout(carver, runner.stages());
-        runner.layout(carver);
-      },
-      [&](Ops&) { runner.rehearse(); });
+  const auto layout = [&](Carver& carver) {
+    t5::layout(carver, state);
+    store.layout(carver, runner.stages());
+    runner.layout(carver);
+  };
+  const Arena arena(device, {.layout = layout, .rehearse = [&](Ops&) { runner.rehearse(); }});
   arena.use();
   runner.forward();
   return {check(options, io, "last_hidden", values_of(device, state.output))};

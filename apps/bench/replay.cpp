@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/bench/temporary.h"
+#include "engine/encoders.h"
 #include "engine/pipeline.h"
 #include "engine/sampler.h"
 #include "io/checkpoint.h"
@@ -27,8 +28,7 @@ class Replay {
       : options_(options),
         io_(options.io),
         device_(open_device(options.device, options.threads, options.compute)),
-        parts_(find_model_parts(options.model_dir)),
-        vae_(*device_, parts_.vae) {
+        parts_(find_model_parts(options.model_dir)) {
     const Checkpoint transformer = Checkpoint::open(parts_.transformer, Model::kTransformer);
     const Checkpoint t5 = Checkpoint::open(parts_.t5, Model::kT5);
     build_slab(transformer, flux_shape(transformer), flux_file_.path(), {.codec = Codec::kFloat});
@@ -36,6 +36,7 @@ class Replay {
     slab_.emplace(flux_file_.path());
     text_tokens_ = io_.get("t5_out").shape.at(1);
     encoder_.emplace(*device_, parts_.tokenizers, parts_.clip, t5_file_.path(), text_tokens_);
+    encoder_->allocate();
   }
 
   std::vector<Comparison> run() {
@@ -87,7 +88,11 @@ class Replay {
   void sampling() {
     const std::vector<TextStates> states = text(strings("prompts"), "");
     const std::vector<std::int64_t>& image = io_.get("image").shape;
-    grid_ = {.rows = image.at(2) / (2 * vae_.shape().factor()), .cols = image.at(3) / (2 * vae_.shape().factor())};
+    const PictureSize picture_size{.height = image.at(2), .width = image.at(3)};
+    Autoencoder vae(*device_, parts_.vae, Autoencoder::Half::kDecoder, {picture_size});
+    vae.allocate();
+    const std::int64_t patch = 2 * vae.shape().factor();
+    grid_ = {.rows = picture_size.height / patch, .cols = picture_size.width / patch};
     std::vector<float> latents = io_.read_f32("noise");
     const std::vector<float> guidance = io_.read_f32("guidance");
     const auto steps = static_cast<std::int64_t>(io_.get("sigmas").count()) - 1;
@@ -109,8 +114,7 @@ class Replay {
     const std::size_t size = latents.size() / states.size();
     for (std::size_t b = 0; b < states.size(); ++b) {
       const auto begin = latents.begin() + static_cast<std::ptrdiff_t>(b * size);
-      const std::vector<float> picture =
-          vae_.decode({begin, begin + static_cast<std::ptrdiff_t>(size)}, image.at(2), image.at(3));
+      const std::vector<float> picture = vae.decode({begin, begin + static_cast<std::ptrdiff_t>(size)}, picture_size);
       pictures.insert(pictures.end(), picture.begin(), picture.end());
     }
     check("image", pictures, kReplayLimit);
@@ -121,16 +125,18 @@ class Replay {
     const std::vector<float> pixels = io_.read_f32("train_pixels");
     const std::vector<std::int64_t>& dims = io_.get("train_pixels").shape;
     const std::size_t size = pixels.size() / states.size();
+    const PictureSize picture_size{.height = dims.at(2), .width = dims.at(3)};
+    Autoencoder vae(*device_, parts_.vae, Autoencoder::Half::kEncoder, {picture_size});
+    vae.allocate();
     std::vector<float> moments, latents;
     for (std::size_t b = 0; b < states.size(); ++b) {
       const auto begin = pixels.begin() + static_cast<std::ptrdiff_t>(b * size);
-      const std::vector<float> m =
-          vae_.encode({begin, begin + static_cast<std::ptrdiff_t>(size)}, dims.at(2), dims.at(3));
+      const std::vector<float> m = vae.encode({begin, begin + static_cast<std::ptrdiff_t>(size)}, picture_size);
       std::vector<float> mean(m.size() / 2);
       std::vector<float> packed(mean.size());
-      latent_mean(vae_.shape(), 1, m, mean);
-      pack_latent(mean, vae_.shape().latent_channels, dims.at(2) / vae_.shape().factor(),
-                  dims.at(3) / vae_.shape().factor(), packed);
+      latent_mean(vae.shape(), 1, m, mean);
+      pack_latent(mean, vae.shape().latent_channels, dims.at(2) / vae.shape().factor(),
+                  dims.at(3) / vae.shape().factor(), packed);
       moments.insert(moments.end(), m.begin(), m.end());
       latents.insert(latents.end(), packed.begin(), packed.end());
     }
@@ -170,7 +176,6 @@ class Replay {
   SafetensorsFile io_;
   std::unique_ptr<Device> device_;
   ModelParts parts_;
-  Autoencoder vae_;
   TemporaryFile flux_file_{"flux.slab"};
   TemporaryFile t5_file_{"t5.slab"};
   std::optional<Slab> slab_;

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <set>
 
+#include "engine/encoding.h"
 #include "engine/evaluation.h"
 #include "engine/flow_batch.h"
 #include "engine/pipeline.h"
@@ -54,6 +55,11 @@ struct Fixture {
     return EncodedData(config, configured_parts(config), std::move(dataset), 16);
   }
 
+  void encode(const EncodedData& data) const {
+    const CachedTexts texts(config, configured_parts(config), 16);
+    Encoding(*device, {&data}, texts).run();
+  }
+
   std::vector<std::string> records() const {
     std::vector<std::string> names;
     for (const auto& entry : fs::directory_iterator(cache.path())) names.push_back(entry.path().filename().string());
@@ -68,7 +74,7 @@ TEST_CASE("encoded data: samples come back from the cache in every variant", "[s
   const Fixture fixture;
   EncodedData data = fixture.data();
   CHECK(message_of<FileError>([&] { data.load({}); }).find("gone or damaged") != std::string::npos);
-  data.encode(*fixture.device);
+  fixture.encode(data);
   const TrainingSet set = data.training_set();
   REQUIRE(set.grids.size() == 2);
   CHECK((set.grids[0].rows == 3 && set.grids[0].cols == 5));
@@ -98,7 +104,7 @@ TEST_CASE("encoded data: samples come back from the cache in every variant", "[s
     fs::remove(fixture.cache.file(records.front()));  // the encoding was interrupted
     const auto time = fs::last_write_time(fixture.cache.file(records.back()));
     EncodedData again = fixture.data();
-    again.encode(*fixture.device);
+    fixture.encode(again);
     CHECK(fixture.records() == records);
     CHECK(fs::last_write_time(fixture.cache.file(records.back())) == time);
     CHECK(again.load({.sample = 1}).latent == plain.latent);
@@ -107,7 +113,7 @@ TEST_CASE("encoded data: samples come back from the cache in every variant", "[s
     fixture.pictures.add("b.png", 64, 64, "green", 7);
     EncodedData changed = fixture.data();
     CHECK_THROWS_AS(changed.load({.sample = 1}), FileError);
-    changed.encode(*fixture.device);
+    fixture.encode(changed);
     CHECK(changed.load({.sample = 1}).latent != plain.latent);
     CHECK(changed.load({.sample = 1}).text != plain.text);
     CHECK(data.load({.sample = 1}).latent == plain.latent);  // the old records are still there
@@ -129,7 +135,8 @@ TEST_CASE("training on buckets: batches take their shape, and repeat bit for bit
   config.lora.alpha = 2.0;
   config.training.batch_size = 2;
   const auto losses = [&] {
-    Trainer trainer(*device, slab, config, set(), {});
+    const TrainingSet data = set();
+    Trainer trainer(*device, slab, config, data, {}, training_run(config, slab.flux_shape(), sequences_of(data)));
     std::vector<double> found;
     for (std::int64_t step = 1; step <= 6; ++step) found.push_back(trainer.step().loss);
     return found;

@@ -2,6 +2,7 @@
 
 #include <limits>
 
+#include "engine/arena.h"
 #include "io/safetensors.h"
 #include "kernels/base/error.h"
 #include "tests/catch.h"
@@ -24,31 +25,43 @@ std::string write_model(const TempDir& folder, std::vector<float> embedding) {
   return path;
 }
 
+const char* const kName = "text_model.embeddings.token_embedding.weight";
+
+// Loads the one tensor as a matrix of these sides.
+std::vector<float> load(const std::string& path, std::int64_t rows, std::int64_t cols) {
+  const Checkpoint checkpoint = Checkpoint::open(path, Model::kClip);
+  const std::unique_ptr<Device> device = make_cpu_device(1);
+  ConstView view;
+  LoadedWeights weights(checkpoint, [&](WeightVisitor& visitor) { visitor.tensor(kName, view, rows, cols); });
+  const Arena arena(*device, {.layout = [&](Carver& carver) { weights.layout(carver); }, .rehearse = [](Ops&) {}});
+  CHECK(device->allocations() == 1);
+  weights.upload(*device);
+  REQUIRE((view.rows == rows && view.cols == cols));
+  return {view.f32(), view.f32() + view.count()};
+}
+
 }  // namespace
 
 TEST_CASE("loaded weights: what is bound and what is refused") {
   const TempDir folder;
-  const std::string name = "text_model.embeddings.token_embedding.weight";
-  const std::string path = write_model(folder, {1.0F, 2.0F, 3.0F, 4.0F, 5.0F, 6.0F});
-  const Checkpoint checkpoint = Checkpoint::open(path, Model::kClip);
-  const std::unique_ptr<Device> device = make_cpu_device(1);
-  LoadedWeights weights(checkpoint, *device);
+  const std::vector<float> values{1.0F, 2.0F, 3.0F, 4.0F, 5.0F, 6.0F};
+  const std::string path = write_model(folder, values);
+  CHECK(load(path, 2, 3) == values);
 
-  ConstView view;
-  weights.tensor(name, view, 2, 3);
-  REQUIRE(view.rows == 2);
-  CHECK(view.f32(0, 1)[2] == 6.0F);
-
-  const std::string misshapen = message_of<FormatError>([&] { weights.tensor(name, view, 3, 2); });
+  const std::string misshapen = message_of<FormatError>([&] { load(path, 3, 2); });
   CHECK(contains(misshapen, path));
-  CHECK(contains(misshapen, name));
+  CHECK(contains(misshapen, kName));
   CHECK(contains(misshapen, "[2, 3]"));
   CHECK(contains(misshapen, "3 rows of 2 values"));
-  CHECK(contains(message_of<FormatError>([&] { weights.tensor(name, view, 1, 6); }), "[6]"));
+  CHECK(contains(message_of<FormatError>([&] { load(path, 1, 6); }), "[6]"));
 
+  const Checkpoint checkpoint = Checkpoint::open(path, Model::kClip);
   Weight weight;
-  const std::string missing =
-      message_of<FormatError>([&] { weights.linear("text_model.encoder.layers.0.mlp.fc1", weight, 2, 3, true); });
+  LoadedWeights weights(checkpoint, [&](WeightVisitor& visitor) {
+    visitor.linear("text_model.encoder.layers.0.mlp.fc1", weight, 2, 3, true);
+  });
+  Carver carver;
+  const std::string missing = message_of<FormatError>([&] { weights.layout(carver); });
   CHECK(contains(missing, path));
   CHECK(contains(missing, "fc1"));
 }
@@ -56,12 +69,7 @@ TEST_CASE("loaded weights: what is bound and what is refused") {
 TEST_CASE("loaded weights: values that are not finite are refused") {
   const TempDir folder;
   const std::string path = write_model(folder, {1.0F, 2.0F, std::numeric_limits<float>::quiet_NaN(), 4.0F, 5.0F, 6.0F});
-  const Checkpoint checkpoint = Checkpoint::open(path, Model::kClip);
-  const std::unique_ptr<Device> device = make_cpu_device(1);
-  LoadedWeights weights(checkpoint, *device);
-  ConstView view;
-  const std::string name = "text_model.embeddings.token_embedding.weight";
-  const std::string message = message_of<FormatError>([&] { weights.tensor(name, view, 2, 3); });
+  const std::string message = message_of<FormatError>([&] { load(path, 2, 3); });
   CHECK(contains(message, path));
-  CHECK(contains(message, name));
+  CHECK(contains(message, kName));
 }

@@ -65,14 +65,12 @@ TEST_CASE("synthetic weights: T5 activations stay of order one through all block
   state.ids.resize(16);
   std::iota(state.ids.begin(), state.ids.end(), 3);
   Runner runner(*device, store, t5::stages(state), Keep::kNothing);
-  const Arena arena(
-      *device,
-      [&](Carver& carver) {
-        t5::layout(carver, state);
-        store.layout(carver, runner.stages());
-        runner.layout(carver);
-      },
-      [&](Ops&) { runner.rehearse(); });
+  const auto layout = [&](Carver& carver) {
+    t5::layout(carver, state);
+    store.layout(carver, runner.stages());
+    runner.layout(carver);
+  };
+  const Arena arena(*device, {.layout = layout, .rehearse = [&](Ops&) { runner.rehearse(); }});
   arena.use();
   runner.forward([&](const Stage& stage) {
     const double size = root_mean_square(*device, stage.id == "final" ? state.output : state.x);

@@ -41,7 +41,11 @@ struct TinyRun {
     synthesize_slab(tiny_shape(), folder.file("tiny.slab"));
     slab = std::make_unique<Slab>(folder.file("tiny.slab"));
   }
-  Trainer trainer(const TrainConfig& config) { return Trainer(*device, *slab, config, random_set(), {}); }
+  Trainer trainer(const TrainConfig& config, std::optional<float> value = std::nullopt) {
+    TrainingSet data = random_set(value);
+    const FluxRun run = training_run(config, slab->flux_shape(), sequences_of(data));
+    return Trainer(*device, *slab, config, std::move(data), {}, run);
+  }
 };
 
 inline std::vector<float> floats_of(const View& view) { return {view.f32(), view.f32() + view.count()}; }

@@ -75,7 +75,7 @@ TEST_CASE("a step with a loss that is not finite leaves the adapters, their mome
   TinyRun bench;
   TrainConfig config = small_config();
   config.training.ema_decay = 0.9;
-  Trainer trainer(*bench.device, *bench.slab, config, random_set(std::numeric_limits<float>::quiet_NaN()), {});
+  Trainer trainer = bench.trainer(config, std::numeric_limits<float>::quiet_NaN());
   const LoraSet& lora = trainer.engine().lora();
   std::vector<std::vector<float>> before;
   for (const auto& [name, view] : lora.learnt()) before.push_back(floats_of(view));

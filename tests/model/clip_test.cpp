@@ -77,8 +77,7 @@ TEST_CASE("CLIP: golden file") {
   const SafetensorsFile io(std::string(TEST_DATA) + "/golden/clip_a_io.safetensors");
   const ClipShape shape{.vocab = 120, .width = 48, .layers = 3, .heads = 4, .mlp_hidden = 96, .eos = 119};
   const Checkpoint checkpoint = Checkpoint::open(std::string(TEST_DATA) + "/golden/clip_a.safetensors", Model::kClip);
-  const std::unique_ptr<Device> device = make_cpu_device(1);
-  LoadedWeights weights(checkpoint, *device);
+  CheckpointWeights weights(checkpoint);
   const Encoded out = encode(shape, 2, read_ids(io, "ids"), weights);
   CHECK(relative_l2(out.last_hidden, io.read_f32("last_hidden")) <= 1e-4);
   CHECK(relative_l2(out.pooled, io.read_f32("pooled")) <= 1e-4);
@@ -88,8 +87,7 @@ TEST_CASE("CLIP: recorded run of the miniature") {
   const SafetensorsFile io(std::string(ASSETS) + "/FLUX-mini_io.safetensors");
   const ClipShape shape{.vocab = 1026, .width = 64, .layers = 2, .heads = 2, .mlp_hidden = 256};
   const Checkpoint checkpoint = Checkpoint::open(std::string(ASSETS) + "/FLUX-mini", Model::kClip);
-  const std::unique_ptr<Device> device = make_cpu_device(1);
-  LoadedWeights weights(checkpoint, *device);
+  CheckpointWeights weights(checkpoint);
   CHECK(relative_l2(encode(shape, 3, read_ids(io, "clip_ids"), weights).pooled, io.read_f32("clip_pooled")) <= 1e-4);
   CHECK(relative_l2(encode(shape, 4, read_ids(io, "train_clip_ids"), weights).pooled,
                     io.read_f32("train_clip_pooled")) <= 1e-4);

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/loaded_weights.h"
+#include "io/checkpoint.h"
 #include "io/safetensors.h"
 #include "kernels/base/carver.h"
 #include "kernels/ops.h"
@@ -48,6 +48,28 @@ class EncoderSpecWeights : public WeightVisitor {
   }
 
  private:
+  std::map<std::string, std::vector<float>> memory_;
+};
+
+// Weights of a checkpoint in memory of the host.
+class CheckpointWeights : public WeightVisitor {
+ public:
+  explicit CheckpointWeights(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
+
+  void linear(const std::string& name, Weight& slot, std::int64_t out, std::int64_t in, bool bias) override {
+    slot = {};
+    tensor(name + ".weight", slot.values, out, in);
+    if (bias) tensor(name + ".bias", slot.bias, 1, out);
+  }
+  void tensor(const std::string& name, ConstView& slot, std::int64_t rows, std::int64_t cols) override {
+    std::vector<float>& values = memory_[name];
+    values = checkpoint_.read_f32(name);
+    REQUIRE(values.size() == static_cast<std::size_t>(rows * cols));
+    slot = ConstView(reinterpret_cast<const std::byte*>(values.data()), DType::F32, 1, rows, cols);
+  }
+
+ private:
+  const Checkpoint& checkpoint_;
   std::map<std::string, std::vector<float>> memory_;
 };
 

@@ -83,8 +83,7 @@ TEST_CASE("T5: golden file") {
   const SafetensorsFile io(std::string(TEST_DATA) + "/golden/t5_a_io.safetensors");
   const T5Shape shape{.vocab = 100, .width = 48, .layers = 3, .heads = 4, .head_dim = 16, .mlp_hidden = 80};
   const Checkpoint checkpoint = Checkpoint::open(model, Model::kT5);
-  const std::unique_ptr<Device> device = make_cpu_device(1);
-  LoadedWeights weights(checkpoint, *device);
+  CheckpointWeights weights(checkpoint);
   CHECK(relative_l2(encode(shape, 2, read_ids(io, "ids"), weights), io.read_f32("last_hidden")) <= 1e-4);
 }
 
@@ -92,8 +91,7 @@ TEST_CASE("T5: recorded run of the miniature") {
   const SafetensorsFile io(std::string(ASSETS) + "/FLUX-mini_io.safetensors");
   const T5Shape shape{.vocab = 1024, .width = 128, .layers = 3, .heads = 4, .head_dim = 32, .mlp_hidden = 256};
   const Checkpoint checkpoint = Checkpoint::open(std::string(ASSETS) + "/FLUX-mini", Model::kT5);
-  const std::unique_ptr<Device> device = make_cpu_device(1);
-  LoadedWeights weights(checkpoint, *device);
+  CheckpointWeights weights(checkpoint);
   CHECK(relative_l2(encode(shape, 3, read_ids(io, "t5_ids"), weights), io.read_f32("t5_out")) <= 1e-4);
   CHECK(relative_l2(encode(shape, 4, read_ids(io, "train_t5_ids"), weights), io.read_f32("train_t5_out")) <= 1e-4);
 }

@@ -129,8 +129,7 @@ TEST_CASE("autoencoder: golden file") {
   const SafetensorsFile io(std::string(TEST_DATA) + "/golden/ae_a_io.safetensors");
   const Checkpoint checkpoint = Checkpoint::open(std::string(TEST_DATA) + "/golden/ae_a.safetensors", Model::kVae);
   const VaeShape shape = small(0.3611, 0.1159);
-  const std::unique_ptr<Device> device = make_cpu_device(1);
-  LoadedWeights weights(checkpoint, *device);
+  CheckpointWeights weights(checkpoint);
   const std::vector<float> moments = encode(shape, {1, 48, 32}, io.read_f32("image"), weights);
   CHECK(relative_l2(moments, io.read_f32("moments")) <= 1e-4);
   CHECK(relative_l2(means(shape, 1, moments), io.read_f32("latent_mean")) <= 1e-4);
@@ -141,8 +140,7 @@ TEST_CASE("autoencoder: recorded run of the miniature") {
   const SafetensorsFile io(std::string(ASSETS) + "/FLUX-mini_io.safetensors");
   const Checkpoint checkpoint = Checkpoint::open(std::string(ASSETS) + "/FLUX-mini", Model::kVae);
   const VaeShape shape = small(0.8925, 0.0499);
-  const std::unique_ptr<Device> device = make_cpu_device(1);
-  LoadedWeights weights(checkpoint, *device);
+  CheckpointWeights weights(checkpoint);
   const std::vector<float> moments = encode(shape, {4, 128, 128}, io.read_f32("train_pixels"), weights);
   CHECK(relative_l2(moments, io.read_f32("train_moments")) <= 1e-4);
   std::vector<float> tokens(moments.size() / 2);
