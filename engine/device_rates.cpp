@@ -45,11 +45,11 @@ struct Card {
   const char* name;
   double memory, products, copies;
 };
-constexpr std::array kCards{
-    Card{"rtx3060", 12, 51, 25},        Card{"rtx3080-10gb", 10, 60, 25}, Card{"rtx3090", 24, 71, 25},
-    Card{"rtx4060ti-16gb", 16, 44, 13}, Card{"rtx4070", 12, 58, 25},      Card{"rtx4080", 16, 97, 25},
-    Card{"rtx4090", 24, 165, 25},       Card{"rtx5090", 32, 209, 50},     Card{"a100-40gb", 40, 312, 25},
-    Card{"a100-80gb", 80, 312, 25},     Card{"l40s", 48, 181, 25},        Card{"h100", 79, 800, 54}};
+constexpr std::array kCards{Card{"rtx3080-10gb", 10, 60, 25},   Card{"rtx3090", 24, 71, 25},
+                            Card{"rtx4060ti-16gb", 16, 44, 13}, Card{"rtx4070", 12, 58, 25},
+                            Card{"rtx4080", 16, 97, 25},        Card{"rtx4090", 24, 165, 25},
+                            Card{"rtx5090", 32, 209, 50},       Card{"a100-40gb", 40, 312, 25},
+                            Card{"a100-80gb", 80, 312, 25},     Card{"h100", 79, 989, 54}};
 constexpr double kReached = 0.5;  // of the products' rate, by whole blocks; assumed
 // What the driver takes later: 8 bytes of page table for each 4 KiB of a registered slab, and kernels at their first
 // use.

@@ -185,10 +185,10 @@ Need least_need(const RunSizes& sizes, const Planner& planner, std::size_t budge
 
 [[noreturn]] void refuse(const Need& need, std::size_t budget) {
   throw ConfigError({.where = "vram_budget_gb",
-                     .found = fmt::format("{:.2f} GiB", gib(budget)),
-                     .expected = fmt::format("at least {:.2f} GiB for {}", gib(need.bytes), need.phase.name),
-                     .advice = fmt::format("set vram_budget_gb to {:.2f} or more; or {}",
-                                           std::ceil(gib(need.bytes) * 100.0) / 100.0, need.phase.smaller)});
+                     .found = fmt::format("{:.3f} GiB", gib(budget)),
+                     .expected = fmt::format("at least {:.3f} GiB for {}", gib(need.bytes), need.phase.name),
+                     .advice = fmt::format("set vram_budget_gb to {:.3f} or more; or {}",
+                                           std::ceil(gib(need.bytes) * 1000.0) / 1000.0, need.phase.smaller)});
 }
 
 std::string summary_of(const std::string& phase, std::size_t stages, const Residency& residency) {
