@@ -14,6 +14,7 @@
 #include "engine/kernel_cache.h"
 #include "engine/memory_plan.h"
 #include "engine/pipeline.h"
+#include "engine/progress_log.h"
 #include "engine/run_setup.h"
 #include "io/file.h"
 
@@ -53,6 +54,7 @@ int train(const std::string& config_path) {
   std::signal(SIGINT, request_stop);
   std::signal(SIGTERM, request_stop);
   const std::int64_t done = run.run(g_stop);
+  log_memory("training", *device);
   if (done < config.training.steps) spdlog::warn("stopped after {} of {} steps", done, config.training.steps);
   return 0;
 }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "engine/progress_log.h"
+
 namespace squareq {
 namespace {
 
@@ -49,6 +51,7 @@ void Encoding::run(const std::map<std::string, Residency>& residency) {
     const auto planned = residency.find(kTexts);
     text_encoder_->allocate(planned == residency.end() ? Residency{} : planned->second);
     texts_.encode(*text_encoder_, missing_texts_);
+    log_memory(kTexts, device_);
     text_encoder_.reset();
   }
   if (picture_encoder_) {
@@ -56,6 +59,7 @@ void Encoding::run(const std::map<std::string, Residency>& residency) {
     for (std::size_t i = 0; i < data_.size(); ++i) {
       data_[i]->encode_pictures(*picture_encoder_, missing_pictures_[i]);
     }
+    log_memory(kPictures, device_);
     picture_encoder_.reset();
   }
 }

@@ -1,4 +1,4 @@
-// Progress of long work on the console.
+// Progress of long work on the console, and what it takes.
 #pragma once
 
 #include <spdlog/spdlog.h>
@@ -8,6 +8,7 @@
 #include <string>
 
 #include "engine/metrics.h"
+#include "kernels/device.h"
 
 namespace squareq {
 
@@ -31,5 +32,12 @@ class ProgressLog {
   Clock::time_point start_ = Clock::now();
   Clock::time_point last_ = start_;
 };
+
+// What the driver reports at the end of a phase, beside the plan; a device of host memory has no driver to ask.
+inline void log_memory(const std::string& phase, const Device& device) {
+  if (device.reads_host_memory()) return;
+  spdlog::info("{}: {:.1f} MiB of {} are in use", phase, static_cast<double>(device.memory().ours) / 0x1p20,
+               device.name());
+}
 
 }  // namespace squareq
