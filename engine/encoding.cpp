@@ -38,7 +38,7 @@ std::vector<EncoderSizes> Encoding::sizes(std::optional<std::size_t> scratch) {
                     .scratch = scratch ? *scratch : text_encoder_->scratch_bytes()});
   }
   if (picture_encoder_) {
-    list.push_back({.phase = {.name = kPictures, .smaller = "lower data.resolution (and the sizes of validation)"},
+    list.push_back({.phase = {.name = kPictures, .smaller = "lower data.resolution"},
                     .weights = picture_encoder_->weight_bytes(),
                     .activations = picture_encoder_->activation_bytes(),
                     .scratch = scratch ? *scratch : measure_arena(device_, picture_encoder_->work()).scratch});

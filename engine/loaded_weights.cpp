@@ -46,6 +46,11 @@ class Binder : public WeightVisitor {
 
 }  // namespace
 
+LoadedWeights::LoadedWeights(const Checkpoint& checkpoint, std::function<void(WeightVisitor&)> network)
+    : checkpoint_(checkpoint), network_(std::move(network)) {
+  for (const std::string& path : checkpoint.files()) files_.emplace_back(path, RandomAccessFile::Mode::kCached);
+}
+
 void LoadedWeights::layout(Carver& carver) {
   bound_.clear();
   Binder binder(checkpoint_, carver, bound_);
@@ -53,6 +58,8 @@ void LoadedWeights::layout(Carver& carver) {
 }
 
 void LoadedWeights::upload(Device& device) const {
+  for (const RandomAccessFile& file : files_)
+    file.check_unchanged();  // a mapping of a file that was cut ends a program
   for (const auto& [name, view] : bound_) device.upload(checkpoint_.read_f32(name).data(), view);
 }
 

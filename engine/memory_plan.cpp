@@ -170,17 +170,15 @@ Need least_need(const RunSizes& sizes, const Planner& planner, std::size_t budge
   const auto percent = [&](std::size_t part) {
     return std::floor((1.0 - over / static_cast<double>(part)) * 100.0);  // of it, so that all fits
   };
-  std::string smaller = "lower the pixels of a batch (resolution, batch_size)";
-  std::string name = "training";
+  PhaseName phase{.name = "training", .smaller = "lower resolution or batch_size"};
   for (const RunSizes::Other& other : sizes.others) {
-    if (other.bytes != region) continue;
-    name = other.phase.name;
-    smaller = other.phase.smaller;
+    if (other.bytes == region) phase = other.phase;
   }
-  if (percent(region) > 0.0) smaller += fmt::format(" to {:.0f} %", percent(region));
-  if (percent(sizes.adapters) > 0.0)
-    smaller += fmt::format("; or lower lora.rank to {:.0f} %", percent(sizes.adapters));
-  return {.phase = {.name = name, .smaller = smaller}, .bytes = smallest.bytes};
+  if (percent(region) > 0.0) phase.smaller += fmt::format(", to {:.0f} % of the pixels", percent(region));
+  if (percent(sizes.adapters) > 0.0) {
+    phase.smaller += fmt::format("; or lower lora.rank to {:.0f} %", percent(sizes.adapters));
+  }
+  return {.phase = std::move(phase), .bytes = smallest.bytes};
 }
 
 [[noreturn]] void refuse(const Need& need, std::size_t budget) {

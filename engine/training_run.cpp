@@ -58,12 +58,11 @@ bool due(std::int64_t step, std::int64_t every, std::int64_t last) {
 FluxRun training_run(const TrainConfig& config, const FluxShape& shape, const RunInputs& inputs) {
   FluxRun run = training_run(config, shape, sequences_of(inputs.data));
   for (Sequence& sequence : sequences_of(inputs.validation)) {
-    run.forward_only.push_back(
-        {.phase = {.name = "validation", .smaller = "lower data.resolution or training.batch_size"},
-         .sequence = std::move(sequence)});
+    run.forward_only.push_back({.phase = {.name = "validation", .smaller = "lower resolution or batch_size"},
+                                .sequence = std::move(sequence)});
   }
   if (inputs.previews) {
-    run.forward_only.push_back({.phase = {.name = "previews", .smaller = "lower preview.size or training.batch_size"},
+    run.forward_only.push_back({.phase = {.name = "previews", .smaller = "lower preview.size or batch_size"},
                                 .sequence = inputs.previews->sequence()});
     run.guests.push_back({.phase = {.name = "preview decoding", .smaller = "lower preview.size"},
                           .work = inputs.previews->decoder_work()});

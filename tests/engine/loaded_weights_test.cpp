@@ -1,5 +1,6 @@
 #include "engine/loaded_weights.h"
 
+#include <filesystem>
 #include <limits>
 
 #include "engine/arena.h"
@@ -64,6 +65,18 @@ TEST_CASE("loaded weights: what is bound and what is refused") {
   const std::string missing = message_of<FormatError>([&] { weights.layout(carver); });
   CHECK(contains(missing, path));
   CHECK(contains(missing, "fc1"));
+}
+
+TEST_CASE("loaded weights: a file that was cut since it was opened is an error") {
+  const TempDir folder;
+  const std::string path = write_model(folder, {1.0F, 2.0F, 3.0F, 4.0F, 5.0F, 6.0F});
+  const Checkpoint checkpoint = Checkpoint::open(path, Model::kClip);
+  const std::unique_ptr<Device> device = make_cpu_device(1);
+  ConstView view;
+  LoadedWeights weights(checkpoint, [&](WeightVisitor& visitor) { visitor.tensor(kName, view, 2, 3); });
+  const Arena arena(*device, {.layout = [&](Carver& carver) { weights.layout(carver); }, .rehearse = [](Ops&) {}});
+  std::filesystem::resize_file(path, 16);
+  CHECK(contains(message_of<FileError>([&] { weights.upload(*device); }), path));
 }
 
 TEST_CASE("loaded weights: values that are not finite are refused") {
