@@ -53,8 +53,10 @@ int train(const std::string& config_path) {
                config.training.accumulation, device->name());
   std::signal(SIGINT, request_stop);
   std::signal(SIGTERM, request_stop);
+  const std::int64_t allocations = device->allocations();
   const std::int64_t done = run.run(g_stop);
   log_memory("training", *device);
+  if (device->allocations() != allocations) spdlog::warn("memory was allocated during training, outside of the plan");
   if (done < config.training.steps) spdlog::warn("stopped after {} of {} steps", done, config.training.steps);
   return 0;
 }
