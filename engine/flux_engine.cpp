@@ -4,6 +4,12 @@
 
 namespace squareq {
 
+LoraSet adapters_of(const FluxRun& run, DType activations) {
+  LoraMemory memory = run.lora_memory;
+  memory.stacks = activations;
+  return LoraSet(run.lora, memory);
+}
+
 flux::State flux_state(const Slab& slab, const FluxRun& run, const Sequence& sequence, const LoraSet& lora,
                        DType activations) {
   flux::State state{.shape = slab.flux_shape(),
@@ -31,7 +37,7 @@ void flux_layout(Carver& carver, flux::State& state, LossInputs& loss) {
 FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run)
     : device_(device),
       store_(slab, device, run.residency),
-      lora_(run.lora, run.lora_memory),
+      lora_(adapters_of(run, device.ops().activation_type())),
       keep_(run.keep),
       kept_(run.kept),
       shapes_(run.sequences.size()) {

@@ -164,7 +164,7 @@ class Planner {
 
 RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
   RunSizes sizes;
-  LoraSet lora(run.lora, run.lora_memory);
+  LoraSet lora = adapters_of(run, activations);
   // Addresses without memory: adapters that are there have views that are not null.
   auto* nowhere = reinterpret_cast<std::byte*>(Carver::kAlignment);  // NOLINT(performance-no-int-to-ptr)
   const auto measure = [&](const auto& layout) {

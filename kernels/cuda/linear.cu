@@ -118,11 +118,12 @@ ConstView CudaOps::as_bf16(Scratch& scratch, ConstView x, std::vector<std::pair<
   return converted;
 }
 
-// Adapters stacked in scratch.
-StackedAdapters CudaOps::take_stacked(Scratch& scratch, std::span<const LoraBranch> lora, const Weight& weight) {
-  const std::int64_t ranks = adapter_columns(lora);
-  return {.a = scratch.take(DType::BF16, 1, ranks, weight.in()),
-          .b = scratch.take(DType::BF16, 1, ranks, weight.out())};
+void CudaOps::stack_adapters(std::span<const LoraBranch> lora) {
+  if (Scratch(*this).rehearsing()) return;
+  double bytes = 0.0;
+  for (const LoraBranch& branch : lora) bytes += traffic({branch.a, branch.b, branch.stacked_a, branch.stacked_b});
+  const ProfileSpan span = timed(KernelFamily::kAdapter, bytes);
+  cuda::stack_adapters(lora, stream_);
 }
 
 void CudaOps::linear(const LinearForward& p) {
@@ -139,7 +140,7 @@ void CudaOps::linear(const LinearForward& p) {
   const View workspace = scratch.take(DType::U8, 1, 1, GemmPlans::kWorkspace);
   std::vector<std::pair<ConstView, View>> conversions;
   const ConstView x = as_bf16(scratch, p.x, conversions);
-  const StackedAdapters stacked = take_stacked(scratch, p.lora, p.weight);
+  const StackedAdapters stacked = stacks_of(p.lora, p.weight);
   const bool own_u = adapted && (!p.u || p.u.dtype != DType::BF16);
   const View u = own_u ? scratch.take(DType::BF16, p.x.batch, p.x.rows, adapter_columns(p.lora)) : p.u;
   View y = p.y;
@@ -167,7 +168,6 @@ void CudaOps::linear(const LinearForward& p) {
   convert_all(conversions);
   if (adapted) {
     const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}) + (output ? traffic({y}) : 0.0));
-    stack_adapters(p.lora, stacked, stream_);
     project_down(x, stacked.a, u, stream_);
     keep_ranks(p.lora, u);
     if (own_u && p.u) convert(u, p.u, Accumulate::kNo);
@@ -199,16 +199,15 @@ CudaOps::AdapterScratch CudaOps::take_adapters(Scratch& scratch, const LinearBac
     adapters.da = scratch.take(DType::F32, outer_pieces(p.x), ranks, p.x.cols);
     adapters.db = scratch.take(DType::F32, outer_pieces(p.dy), ranks, p.dy.cols);
   }
-  adapters.stacked = take_stacked(scratch, p.lora, p.weight);
+  adapters.stacked = stacks_of(p.lora, p.weight);
   adapters.du = scratch.take(DType::BF16, p.dy.batch, p.dy.rows, ranks);
   return adapters;
 }
 
-// Stacks the adapters, computes du and adds to the gradients of those that are trained.
+// Computes du and adds to the gradients of the adapters that are trained.
 void CudaOps::adapter_gradients(const LinearBackward& p, const ConstView& dy, const AdapterScratch& adapters) {
   const ProfileSpan span =
       timed(KernelFamily::kAdapter, adapters.da ? 2 * traffic({dy}) + traffic({adapters.x}) : traffic({dy}));
-  stack_adapters(p.lora, adapters.stacked, stream_);
   project_down(dy, adapters.stacked.b, adapters.du, stream_);
   keep_ranks(p.lora, adapters.du);
   if (!adapters.da) return;

@@ -111,6 +111,17 @@ void on_gpu(Calls calls) {
   on_device(*gpu(), calls);
 }
 
+// Gives the branches on a linear with `out` outputs their stacks, in the memory that is returned.
+inline Buffer stack_on_gpu(std::span<LoraBranch> lora, std::int64_t out) {
+  Carver measure;
+  take_stacks(measure, lora, DType::BF16, out);
+  Buffer memory = gpu()->allocate(measure.used());
+  Carver carver(memory.get(), measure.used());
+  take_stacks(carver, lora, DType::BF16, out);
+  on_gpu([&](Ops& ops) { ops.stack_adapters(lora); });
+  return memory;
+}
+
 inline Ops& cpu_ops() {
   static const std::unique_ptr<Ops> ops = make_cpu_ops();
   return *ops;
