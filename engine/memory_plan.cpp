@@ -76,6 +76,7 @@ class Planner {
       std::size_t common = 0;
       for (std::size_t i = 0; i < sizes_.stages.size(); ++i) {
         const std::size_t saved = sizes_.stages[i].saved[sequence];
+        own += sizes_.stages[i].lasting[sequence];
         if (choice.keeps[i]) {
           own += saved;
         } else {
@@ -187,6 +188,9 @@ RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
       size.weights_in_backward = stages[i].has_backward && stages[i].weights_in_backward;
       if (stages[i].work.forward() > size.work.forward()) size.work = stages[i].work;
       size.saved.push_back(measure([&](Carver& carver) { stages[i].saved(carver); }));
+      size.lasting.push_back(measure([&](Carver& carver) {
+        if (stages[i].lasting) stages[i].lasting(carver);
+      }));
     }
   }
   return sizes;

@@ -37,8 +37,8 @@ struct RunSizes {
     std::size_t weights = 0;
     bool recomputable = false;
     bool weights_in_backward = false;
-    StageWork work;                  // of the largest sequence
-    std::vector<std::size_t> saved;  // by sequence
+    StageWork work;                           // of the largest sequence
+    std::vector<std::size_t> saved, lasting;  // by sequence
   };
   std::size_t adapters = 0;         // with gradients and moments
   std::vector<StageSize> stages;    // in order

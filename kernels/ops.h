@@ -68,12 +68,13 @@ inline void take_stacks(Carver& carver, std::span<LoraBranch> lora, DType dtype,
 }
 
 // At most one epilogue applies: GELU (act set) or gate + residual (sum set). If y, act and sum are all empty, only u is
-// computed: that is all a recomputation needs of a linear whose output nobody reads again.
+// computed.
 struct LinearForward {
   ConstView x;                       // [B, T, in]
   const Weight& weight;              // [out, in]
   std::span<const LoraBranch> lora;  // all on this linear
   View u;                            // [B, T, adapter_columns(lora)]: that of each branch in turn, saved for backward
+  bool u_known = false;              // u holds what another call computed from this x: it is only read
   View y;                            // [B, T, out] before the epilogue; may be empty when an epilogue is set
   // GELU (tanh form) of output columns [gelu_begin, out), written to act [B, T, out - gelu_begin].
   View act;

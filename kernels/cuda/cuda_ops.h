@@ -133,6 +133,7 @@ class CudaOps : public Ops {
   // Parts of linear.
   ConstView as_bf16(Scratch& scratch, ConstView x, std::vector<std::pair<ConstView, View>>& conversions);
   void keep_ranks(std::span<const LoraBranch> lora, const View& u);
+  void compute_u(const LinearForward& p, const ConstView& x, const ConstView& a, const View& u);
   void expand_weight(const Weight& weight, View out);
   void convert_all(const std::vector<std::pair<ConstView, View>>& conversions);
   // What the backward pass of a linear needs for its adapters, in scratch.

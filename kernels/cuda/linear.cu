@@ -129,6 +129,8 @@ void CudaOps::stack_adapters(std::span<const LoraBranch> lora) {
 void CudaOps::linear(const LinearForward& p) {
   check_shapes(p.x, p.weight.in(), p.weight, p.lora);
   const bool output = p.y || p.act || p.sum;
+  require(p.u || p.lora.empty() || !p.u_known, "linear: u is not known");
+  if (p.u_known && !output) return;
   if (few_float_rows({p.x, p.y, p.u}) && !p.act && !p.sum) return few_rows_linear(p);
   if (output) {
     const Product path = product_of(p.weight, p.x, !p.lora.empty() || p.act || p.sum, {p.y, p.act, p.residual, p.sum});
@@ -167,12 +169,10 @@ void CudaOps::linear(const LinearForward& p) {
 
   convert_all(conversions);
   if (adapted) {
-    const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}) + (output ? traffic({y}) : 0.0));
-    project_down(x, stacked.a, u, stream_);
-    keep_ranks(p.lora, u);
-    if (own_u && p.u) convert(u, p.u, Accumulate::kNo);
+    compute_u(p, x, stacked.a, u);
     // The product with the weight then adds to this: so y is read while that product computes, not in a pass of its
     // own.
+    const ProfileSpan span = timed(KernelFamily::kAdapter, output ? traffic({y}) : 0.0);
     if (output) gemm_.run(up, workspace);
   }
   if (!output) return;
@@ -187,6 +187,18 @@ void CudaOps::linear(const LinearForward& p) {
     const ProfileSpan span = timed(KernelFamily::kElementwise, traffic({p.residual, y, p.sum}));
     add_gated(p.residual, p.gate, y, p.sum, stream_);
   }
+}
+
+// u in bfloat16, which is p.u where that is, from x in bfloat16.
+void CudaOps::compute_u(const LinearForward& p, const ConstView& x, const ConstView& a, const View& u) {
+  if (p.u_known) {
+    if (u.data != p.u.data) convert(p.u, u, Accumulate::kNo);
+    return;
+  }
+  const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}));
+  project_down(x, a, u, stream_);
+  keep_ranks(p.lora, u);
+  if (p.u && u.data != p.u.data) convert(u, p.u, Accumulate::kNo);
 }
 
 CudaOps::AdapterScratch CudaOps::take_adapters(Scratch& scratch, const LinearBackward& p, bool trained,
@@ -308,8 +320,10 @@ void CudaOps::few_rows_linear(const LinearForward& p) {
   for (const LoraBranch& branch : p.lora) {
     const View part = u.col_slice(column, branch.rank());
     column += branch.rank();
-    few_rows(p.x, plain(branch.a), 1.0F, Accumulate::kNo, part, stream_);
-    keep_ranks({&branch, 1}, part);
+    if (!p.u_known) {
+      few_rows(p.x, plain(branch.a), 1.0F, Accumulate::kNo, part, stream_);
+      keep_ranks({&branch, 1}, part);
+    }
     if (!p.y) continue;
     few_rows(part, plain(branch.b), branch.scale, Accumulate::kYes, p.y.col_slice(branch.row_begin, branch.b.rows),
              stream_);

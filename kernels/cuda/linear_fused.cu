@@ -88,12 +88,7 @@ void CudaOps::linear_fused(const LinearForward& p, bool int8) {
   if (scratch.rehearsing()) return;
 
   convert_all(conversions);
-  if (adapted) {
-    const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}));
-    project_down(x, stacked.a, u, stream_);
-    keep_ranks(p.lora, u);
-    if (own_u && p.u) convert(u, p.u, Accumulate::kNo);
-  }
+  if (adapted) compute_u(p, x, stacked.a, u);
   if (int8) quantise(x, {}, quantised);
   if (expanded) expand_weight(p.weight, expanded);
   const ProfileSpan span =

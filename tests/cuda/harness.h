@@ -81,6 +81,7 @@ class Twin {
   }
 
   View cpu, cuda;
+  const View& all() const { return all_; }  // the tensor of which `cuda` is a slice
 
  private:
   View slice(const View& all) const {
