@@ -4,6 +4,12 @@
 
 namespace squareq {
 
+LoraSet adapters_of(const FluxRun& run, DType activations) {
+  LoraMemory memory = run.lora_memory;
+  memory.stacks = activations;
+  return LoraSet(run.lora, memory);
+}
+
 flux::State flux_state(const Slab& slab, const FluxRun& run, std::size_t index, const LoraSet& lora,
                        DType activations) {
   const bool forward_only = index >= run.sequences.size();
@@ -34,7 +40,7 @@ void flux_layout(Carver& carver, flux::State& state, LossInputs& loss) {
 FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run, WithoutMemory)
     : device_(device),
       store_(slab, device, run.residency),
-      lora_(run.lora, run.lora_memory),
+      lora_(adapters_of(run, device.ops().activation_type())),
       keep_(run.keep),
       kept_(run.kept),
       with_backward_(run.sequences.size()),

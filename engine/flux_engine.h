@@ -48,6 +48,8 @@ struct LossInputs {
   View weights;  // [B, T, 1] F32
 };
 
+// The adapters of a run, without memory, for a backend with this type of activations.
+LoraSet adapters_of(const FluxRun& run, DType activations);
 // The state of sequence `index` of a run, forward-only ones included, without memory.
 flux::State flux_state(const Slab& slab, const FluxRun& run, std::size_t index, const LoraSet& lora, DType activations);
 // Carves what is not of one stage alone.
@@ -81,12 +83,13 @@ class FluxEngine {
   };
   void set_sample(std::int64_t index, const Sample& sample);
 
-  // Fills state().prediction.
+  // Fills state().prediction, with the adapters as they are now.
   void forward(const Runner::Observer& observer = {}) {
     arena_.use();
+    device_.ops().stack_adapters(lora_.branches());
     shape().runner->forward(observer);
   }
-  // From state().dprediction; adapter gradients accumulate.
+  // From state().dprediction, with the adapters as they were in forward; adapter gradients accumulate.
   void backward(const Runner::Observer& observer = {}) { shape().runner->backward(observer); }
 
   std::vector<float> prediction();

@@ -51,6 +51,7 @@ std::vector<LoraTarget> select_lora_targets(const LoraConfig& config, const Flux
                          .row_begin = rows.begin,
                          .rows = rows.count,
                          .in = linear.in,
+                         .out = linear.out,
                          .rank = chosen.rank,
                          .scale = chosen.scale});
     }

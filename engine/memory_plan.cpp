@@ -92,6 +92,7 @@ class Planner {
       std::size_t common = 0;
       for (std::size_t i = 0; i < sizes_.stages.size(); ++i) {
         const std::size_t saved = sizes_.stages[i].saved[sequence];
+        own += sizes_.stages[i].lasting[sequence];
         if (choice.keeps[i]) {
           own += saved;
         } else {
@@ -277,7 +278,7 @@ EncoderPlan plan_encoder(const EncoderSizes& sizes, std::size_t context, std::si
 
 RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
   RunSizes sizes;
-  LoraSet lora(run.lora, run.lora_memory);
+  LoraSet lora = adapters_of(run, activations);
   // Addresses without memory: adapters that are there have views that are not null.
   auto* nowhere = reinterpret_cast<std::byte*>(Carver::kAlignment);  // NOLINT(performance-no-int-to-ptr)
   const auto measure = [&](const auto& layout) {
@@ -301,7 +302,10 @@ RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
     const std::vector<Stage> stages = flux::stages(state, lora);
     if (sequence >= run.sequences.size()) {
       std::size_t largest = 0;
-      for (const Stage& stage : stages) largest = std::max(largest, measure(stage.saved));
+      for (const Stage& stage : stages) {
+        const std::size_t lasting = stage.lasting ? measure(stage.lasting) : 0;
+        largest = std::max(largest, measure(stage.saved) + lasting);
+      }
       other(run.forward_only[sequence - run.sequences.size()].phase, shared + largest);
       continue;
     }
@@ -315,6 +319,7 @@ RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
       size.weights_in_backward = stages[i].has_backward && stages[i].weights_in_backward;
       if (stages[i].work.forward() > size.work.forward()) size.work = stages[i].work;
       size.saved.push_back(measure(stages[i].saved));
+      size.lasting.push_back(stages[i].lasting ? measure(stages[i].lasting) : 0);
     }
   }
   for (const FluxRun::Guest& guest : run.guests) other(guest.phase, measure(guest.work.layout));

@@ -38,8 +38,8 @@ struct RunSizes {
     std::size_t weights = 0;
     bool recomputable = false;
     bool weights_in_backward = false;
-    StageWork work;                  // of the largest sequence
-    std::vector<std::size_t> saved;  // by sequence
+    StageWork work;                           // of the largest sequence
+    std::vector<std::size_t> saved, lasting;  // by sequence
   };
   // What uses the place of the activations at other times.
   struct Other {

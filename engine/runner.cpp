@@ -12,14 +12,19 @@ bool Runner::shares(const Stage& stage) const {
 
 void Runner::layout(Carver& carver) {
   std::vector<const Stage*> sharing;
+  const bool lasts = keep_ != Keep::kNothing;
   for (const Stage& stage : stages_) {
     if (shares(stage)) {
       sharing.push_back(&stage);
     } else {
       stage.saved(carver);
     }
+    if (lasts && stage.lasting) stage.lasting(carver);
   }
-  carver.take_alternatives(sharing.size(), [&](std::size_t i) { sharing[i]->saved(carver); });
+  carver.take_alternatives(sharing.size(), [&](std::size_t i) {
+    sharing[i]->saved(carver);
+    if (!lasts && sharing[i]->lasting) sharing[i]->lasting(carver);
+  });
 }
 
 void Runner::rehearse() {

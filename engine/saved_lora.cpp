@@ -80,6 +80,10 @@ void SavedLoras::upload(FluxEngine& engine) const {
 }
 
 SavedLoras load_loras(const std::vector<std::string>& entries, const FluxShape& shape) {
+  const std::vector<LinearSize> linears = flux_linears(shape);
+  const auto out_of = [&](const std::string& name) {
+    return std::find_if(linears.begin(), linears.end(), [&](const LinearSize& l) { return l.name == name; })->out;
+  };
   SavedLoras loras;
   for (const std::string& text : entries) {
     const LoraEntry entry = parse_lora_entry(text);
@@ -89,6 +93,7 @@ SavedLoras load_loras(const std::vector<std::string>& entries, const FluxShape& 
                                .row_begin = adapter.row_begin,
                                .rows = adapter.rows,
                                .in = adapter.in,
+                               .out = out_of(adapter.linear),
                                .rank = adapter.rank,
                                .scale = static_cast<double>(adapter.scale()) * entry.strength,
                                .trained = false});

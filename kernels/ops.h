@@ -19,6 +19,7 @@
 #include <string>
 #include <string_view>
 
+#include "kernels/base/carver.h"
 #include "kernels/base/view.h"
 
 namespace squareq {
@@ -33,6 +34,10 @@ struct LoraBranch {
   ConstView keep;  // [B, 1, r] F32 factors of the ranks of each sample (rank dropout); empty: 1
   std::int64_t row_begin = 0;
   float scale = 1.0F;
+  // Its rows of two matrices in which all branches of the linear are stacked (take_stacks), for backends that multiply
+  // in another type than float32. Ops::stack_adapters writes them; where they are empty, it need not be called.
+  View stacked_a;  // [1, n, in]: a, and zeros below
+  View stacked_b;  // [1, n, out]: scale * b^T, and zeros below and in the columns that it does not reach
 
   std::int64_t rank() const { return a.rows; }
   bool trained() const { return static_cast<bool>(da); }
@@ -46,13 +51,30 @@ inline std::int64_t adapter_columns(std::span<const LoraBranch> lora) {
   return (ranks + kAlignment - 1) / kAlignment * kAlignment;
 }
 
+// Carves the stacks of all branches on a linear with `out` outputs: rows as the columns of u, the last branch's with
+// the padding.
+inline void take_stacks(Carver& carver, std::span<LoraBranch> lora, DType dtype, std::int64_t out) {
+  if (lora.empty()) return;
+  const std::int64_t ranks = adapter_columns(lora);
+  const View a = carver.take(dtype, 1, ranks, lora.front().a.cols);
+  const View b = carver.take(dtype, 1, ranks, out);
+  std::int64_t first = 0;
+  for (LoraBranch& branch : lora) {
+    const std::int64_t rows = &branch == &lora.back() ? ranks - first : branch.rank();
+    branch.stacked_a = a.row_slice(first, rows);
+    branch.stacked_b = b.row_slice(first, rows);
+    first += rows;
+  }
+}
+
 // At most one epilogue applies: GELU (act set) or gate + residual (sum set). If y, act and sum are all empty, only u is
-// computed: that is all a recomputation needs of a linear whose output nobody reads again.
+// computed.
 struct LinearForward {
   ConstView x;                       // [B, T, in]
   const Weight& weight;              // [out, in]
   std::span<const LoraBranch> lora;  // all on this linear
   View u;                            // [B, T, adapter_columns(lora)]: that of each branch in turn, saved for backward
+  bool u_known = false;              // u holds what another call computed from this x: it is only read
   View y;                            // [B, T, out] before the epilogue; may be empty when an epilogue is set
   // GELU (tanh form) of output columns [gelu_begin, out), written to act [B, T, out - gelu_begin].
   View act;
@@ -203,6 +225,9 @@ class Ops {
   // Chooses, where a backend has several ways to compute the same, the fastest for the operations rehearsed last, by
   // timing them in `memory`, whose content is lost. Ways that are known already are not timed again.
   virtual void tune(View memory) { static_cast<void>(memory); }
+
+  // Writes stacked_a and stacked_b of branches of any number of linears, after their a or b changed.
+  virtual void stack_adapters(std::span<const LoraBranch> lora) { static_cast<void>(lora); }
 
   virtual void linear(const LinearForward&) = 0;
   virtual void linear_backward(const LinearBackward&) = 0;

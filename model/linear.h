@@ -17,7 +17,7 @@ struct Linear {
   bool bias = true;
   Weight weight;                 // bound by the engine
   std::vector<LoraBranch> lora;  // bound once
-  View u;                        // [B, T, adapter_columns(lora)], saved by forward
+  View u;                        // [B, T, adapter_columns(lora)], saved by forward, lasts to a recomputation
 
   void visit(WeightVisitor& visitor) { visitor.linear(name, weight, out, in, bias); }
 
@@ -34,8 +34,8 @@ struct Linear {
   }
 
   // y = linear(x).
-  void forward(Ops& ops, ConstView x, View y) const {
-    ops.linear({.x = x, .weight = weight, .lora = lora, .u = u, .y = y});
+  void forward(Ops& ops, ConstView x, View y, Pass pass = Pass::kForward) const {
+    ops.linear({.x = x, .weight = weight, .lora = lora, .u = u, .u_known = pass == Pass::kRecompute, .y = y});
   }
 
   // dx = or += gradient through weight and adapters; adapter gradients accumulate. Empty dx: adapters only.

@@ -16,6 +16,7 @@ View matrix_at(const View& buffer, std::int64_t offset, std::int64_t rows, std::
 }  // namespace
 
 LoraSet::LoraSet(std::vector<LoraTarget> targets, LoraMemory memory) : targets_(std::move(targets)), memory_(memory) {
+  stacks_.resize(targets_.size());
   std::stable_partition(targets_.begin(), targets_.end(), [](const LoraTarget& t) { return t.trained; });
   for (std::size_t i = 0; i < targets_.size(); ++i) {
     offsets_.push_back(count_);
@@ -50,6 +51,14 @@ void LoraSet::layout(Carver& carver) {
   }
   if (memory_.average) average_ = floats(trained_count_);
   if (memory_.dropout_batch > 0) keep_ = carver.take(DType::F32, memory_.dropout_batch, 1, trained_ranks_);
+  if (memory_.stacks == DType::F32) return;
+  for (const auto& [linear, indices] : by_linear_) {
+    std::vector<LoraBranch> on_linear = branches(linear);
+    take_stacks(carver, on_linear, memory_.stacks, targets_[indices.front()].out);
+    for (std::size_t i = 0; i < indices.size(); ++i) {
+      stacks_[indices[i]] = {on_linear[i].stacked_a, on_linear[i].stacked_b};
+    }
+  }
 }
 
 AdamW LoraSet::adamw() const {
@@ -93,16 +102,26 @@ std::vector<LoraBranch> LoraSet::branches(const std::string& linear) const {
   std::vector<LoraBranch> list;
   const auto found = by_linear_.find(linear);
   if (found == by_linear_.end()) return list;
-  for (const std::size_t i : found->second) {
-    list.push_back({.a = a(i),
-                    .b = b(i),
-                    .da = da(i),
-                    .db = db(i),
-                    .keep = targets_[i].trained && keep_ ? keep_.col_slice(rank_offsets_[i], targets_[i].rank) : View{},
-                    .row_begin = targets_[i].row_begin,
-                    .scale = static_cast<float>(targets_[i].scale)});
-  }
+  for (const std::size_t i : found->second) list.push_back(branch(i));
   return list;
+}
+
+std::vector<LoraBranch> LoraSet::branches() const {
+  std::vector<LoraBranch> list;
+  for (std::size_t i = 0; i < targets_.size(); ++i) list.push_back(branch(i));
+  return list;
+}
+
+LoraBranch LoraSet::branch(std::size_t i) const {
+  return {.a = a(i),
+          .b = b(i),
+          .da = da(i),
+          .db = db(i),
+          .keep = targets_[i].trained && keep_ ? keep_.col_slice(rank_offsets_[i], targets_[i].rank) : View{},
+          .row_begin = targets_[i].row_begin,
+          .scale = static_cast<float>(targets_[i].scale),
+          .stacked_a = stacks_[i].first,
+          .stacked_b = stacks_[i].second};
 }
 
 void LoraSet::initialise(LoraInit init, std::uint64_t seed,

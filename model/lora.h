@@ -17,6 +17,7 @@ struct LoraTarget {
   std::int64_t row_begin = 0;
   std::int64_t rows = 0;
   std::int64_t in = 0;
+  std::int64_t out = 0;  // of the whole linear
   std::int64_t rank = 0;
   double scale = 1.0;  // alpha / rank, times the strength of a frozen adapter
   bool trained = true;
@@ -29,6 +30,7 @@ struct LoraMemory {
   bool eight_bit_moments = false;  // see AdamW in kernels/ops.h
   bool average = false;            // of the parameters over the steps
   std::int64_t dropout_batch = 0;  // samples that have a factor for each rank; 0: there is no rank dropout
+  DType stacks = DType::F32;       // of LoraBranch::stacked_a and stacked_b; F32: there are none
 };
 
 enum class LoraInit { kKaiming, kGaussian };
@@ -63,8 +65,10 @@ class LoraSet {
   View da(std::size_t target) const;  // empty for a frozen adapter
   View db(std::size_t target) const;
 
-  // The adapters on one linear, in the order of the targets. Call after layout.
+  // The adapters on one linear, in the order of the targets. Call after layout; after a change of parameters() their
+  // stacks have to be written again (Ops::stack_adapters).
   std::vector<LoraBranch> branches(const std::string& linear) const;
+  std::vector<LoraBranch> branches() const;  // of all linears
 
   // B = 0; A uniform in +-1/sqrt(in) (kaiming, as kohya) or normal with deviation 1/rank (gaussian, as diffusers).
   // Trained adapters only; the k-th target draws from its own stream. `upload` brings a host array into a view.
@@ -72,11 +76,14 @@ class LoraSet {
                   const std::function<void(const std::vector<float>&, const View&)>& upload);
 
  private:
+  LoraBranch branch(std::size_t target) const;
+
   std::vector<LoraTarget> targets_;
   LoraMemory memory_;
   std::vector<std::int64_t> offsets_;       // of A in the buffers; B follows
   std::vector<std::int64_t> rank_offsets_;  // in keep_
   std::map<std::string, std::vector<std::size_t>> by_linear_;
+  std::vector<std::pair<View, View>> stacks_;  // of A and B of each target, or empty
   std::int64_t trained_count_ = 0;
   std::int64_t count_ = 0;
   std::int64_t trained_ranks_ = 0;

@@ -26,7 +26,8 @@ class WeightVisitor {
 
 enum class Pass : std::uint8_t {
   kForward,    // compute everything
-  kRecompute,  // again, for a backward that follows: what only later stages read may be skipped
+  kRecompute,  // again, for a backward that follows: what lasts is there, and what only later stages read may be
+               // skipped
 };
 
 // Floating-point operations of a forward, a multiply-add counting as two. Backward does the products once more and
@@ -49,6 +50,9 @@ struct Stage {
   StageWork work;                   // of blocks; the rest takes no time to speak of
   std::function<void(WeightVisitor&)> weights;
   std::function<void(Carver&)> saved;  // carves what forward saves (and its scratch)
+  // Carves what a recomputation does not compute again, since it is small: it has memory of its own until backward. Of
+  // recomputable stages; may be empty.
+  std::function<void(Carver&)> lasting;
   std::function<void(Ops&, Pass)> forward;
   std::function<void(Ops&)> backward;
 };

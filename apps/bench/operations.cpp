@@ -25,6 +25,7 @@ struct Operands {
   View scale, shift, gain, cosine, sine, dscale, dshift;
   View values, scales, bias;  // of an INT8 weight, large enough for every linear
   View a, b, da, db, u;       // of an adapter likewise
+  View stacked_a, stacked_b;
 
   void layout(Carver& carver, const OperationsOptions& options, DType type) {
     const auto tokens = [&](std::int64_t cols) { return carver.take(type, 1, options.tokens, cols); };
@@ -37,10 +38,14 @@ struct Operands {
     values = carver.take(DType::I8, 1, kJoint, kHidden);
     scales = vector(kJoint), bias = vector(kJoint);
     for (View* v : {&a, &b, &da, &db}) *v = carver.take(DType::F32, 1, options.rank, kJoint);
-    u = tokens((options.rank + 15) / 16 * 16);
+    const std::int64_t ranks = (options.rank + 15) / 16 * 16;
+    u = tokens(ranks);
+    for (View* v : {&stacked_a, &stacked_b}) *v = carver.take(type, 1, ranks, kJoint);
   }
 
-  std::vector<View> filled() const { return {x, y, z, dz, cat, dcat, scale, shift, gain, cosine, sine, bias, a, b, u}; }
+  std::vector<View> filled() const {
+    return {x, y, z, dz, cat, dcat, scale, shift, gain, cosine, sine, bias, a, b, u, stacked_a, stacked_b};
+  }
 };
 
 struct LinearShape {
@@ -71,7 +76,9 @@ void add_linears(std::vector<Operation>& list, std::int64_t rank) {
       return LoraBranch{.a = reshaped(o.a, rank, shape.in),
                         .b = reshaped(o.b, shape.out, rank),
                         .da = reshaped(o.da, rank, shape.in),
-                        .db = reshaped(o.db, shape.out, rank)};
+                        .db = reshaped(o.db, shape.out, rank),
+                        .stacked_a = reshaped(o.stacked_a, o.stacked_a.rows, shape.in),
+                        .stacked_b = reshaped(o.stacked_b, o.stacked_b.rows, shape.out)};
     };
     const auto input = [shape](const View& hidden, const View& wide) {
       return shape.in == kHidden ? hidden : wide.col_slice(kHidden + kMlp - shape.in, shape.in);

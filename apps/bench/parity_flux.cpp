@@ -135,6 +135,7 @@ class FluxParity {
       targets.push_back({.linear = linear.name,
                          .rows = linear.out,
                          .in = linear.in,
+                         .out = linear.out,
                          .rank = rank,
                          .scale = alpha / static_cast<double>(rank)});
     }

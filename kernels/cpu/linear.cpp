@@ -207,7 +207,7 @@ void check(const LinearForward& p) {
           "linear: gate or residual does not fit");
   require(!(p.act && p.sum), "linear: two epilogues");
   require(!p.weight.bias || p.weight.bias.cols == out, "linear: bias does not fit");
-  require(p.lora.empty() || rows_fit(p.u, adapter_columns(p.lora)), "linear: u does not fit");
+  require(p.lora.empty() || (rows_fit(p.u, adapter_columns(p.lora)) && (p.u || !p.u_known)), "linear: u does not fit");
   check_lora(p.lora, p.weight);
 }
 
@@ -326,16 +326,20 @@ void CpuOps::linear(const LinearForward& p) {
   check(p);
   const std::int64_t rows = p.x.batch * p.x.rows;
   const std::int64_t ranks = rank_sum(p.lora);
-  if (rows == 0 || p.weight.out() == 0) return;
+  const bool output = p.y || p.act || p.sum;
+  if (rows == 0 || p.weight.out() == 0 || (p.u_known && !output)) return;
   const Matrix u{u_.at_least(rows * ranks), ranks};
   const ConstMatrix x = prepare(p.x, x_, !p.lora.empty(), [&](ConstMatrix x_rows, std::int64_t begin, std::int64_t n) {
-    project_down(p.lora, x_rows, n, {u.row(begin), ranks});
-    keep_ranks(p.lora, p.x.rows, begin, n, {u.row(begin), ranks});
+    if (!p.u_known) {
+      project_down(p.lora, x_rows, n, {u.row(begin), ranks});
+      keep_ranks(p.lora, p.x.rows, begin, n, {u.row(begin), ranks});
+    }
     for (std::int64_t r = begin; p.u && r < begin + n; ++r) {
-      std::copy_n(u.row(r), ranks, p.u.f32(r / p.u.rows, r % p.u.rows));
+      float* saved = p.u.f32(r / p.u.rows, r % p.u.rows);
+      p.u_known ? std::copy_n(saved, ranks, u.row(r)) : std::copy_n(u.row(r), ranks, saved);
     }
   });
-  if (!p.y && !p.act && !p.sum) return;
+  if (!output) return;
 
   const float* bias = p.weight.bias ? as_floats(p.weight.bias, bias_) : nullptr;
   const bool direct = p.y && is_matrix(p.y);

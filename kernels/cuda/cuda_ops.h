@@ -43,6 +43,7 @@ class CudaOps : public Ops {
   std::string kernel_choices() const override { return gemm_.choices(); }
   void restore_kernel_choices(std::string_view choices) override { gemm_.restore(choices); }
 
+  void stack_adapters(std::span<const LoraBranch> lora) override;
   void linear(const LinearForward&) override;
   void linear_backward(const LinearBackward&) override;
   void modulated_norm(const ModulatedNorm&) override;
@@ -136,9 +137,9 @@ class CudaOps : public Ops {
   // Parts of linear.
   ConstView as_bf16(Scratch& scratch, ConstView x, std::vector<std::pair<ConstView, View>>& conversions);
   void keep_ranks(std::span<const LoraBranch> lora, const View& u);
+  void compute_u(const LinearForward& p, const ConstView& x, const ConstView& a, const View& u);
   void expand_weight(const Weight& weight, View out);
   void convert_all(const std::vector<std::pair<ConstView, View>>& conversions);
-  StackedAdapters take_stacked(Scratch& scratch, std::span<const LoraBranch> lora, const Weight& weight);
   // What the backward pass of a linear needs for its adapters, in scratch.
   struct AdapterScratch {
     StackedAdapters stacked;

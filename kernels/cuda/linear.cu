@@ -118,16 +118,19 @@ ConstView CudaOps::as_bf16(Scratch& scratch, ConstView x, std::vector<std::pair<
   return converted;
 }
 
-// Adapters stacked in scratch.
-StackedAdapters CudaOps::take_stacked(Scratch& scratch, std::span<const LoraBranch> lora, const Weight& weight) {
-  const std::int64_t ranks = adapter_columns(lora);
-  return {.a = scratch.take(DType::BF16, 1, ranks, weight.in()),
-          .b = scratch.take(DType::BF16, 1, ranks, weight.out())};
+void CudaOps::stack_adapters(std::span<const LoraBranch> lora) {
+  if (Scratch(*this).rehearsing()) return;
+  double bytes = 0.0;
+  for (const LoraBranch& branch : lora) bytes += traffic({branch.a, branch.b, branch.stacked_a, branch.stacked_b});
+  const ProfileSpan span = timed(KernelFamily::kAdapter, bytes);
+  cuda::stack_adapters(lora, stream_);
 }
 
 void CudaOps::linear(const LinearForward& p) {
   check_shapes(p.x, p.weight.in(), p.weight, p.lora);
   const bool output = p.y || p.act || p.sum;
+  require(p.u || p.lora.empty() || !p.u_known, "linear: u is not known");
+  if (p.u_known && !output) return;
   if (few_float_rows({p.x, p.y, p.u}) && !p.act && !p.sum) return few_rows_linear(p);
   if (output) {
     const Product path = product_of(p.weight, p.x, !p.lora.empty() || p.act || p.sum, {p.y, p.act, p.residual, p.sum});
@@ -139,7 +142,7 @@ void CudaOps::linear(const LinearForward& p) {
   const View workspace = scratch.take(DType::U8, 1, 1, GemmPlans::kWorkspace);
   std::vector<std::pair<ConstView, View>> conversions;
   const ConstView x = as_bf16(scratch, p.x, conversions);
-  const StackedAdapters stacked = take_stacked(scratch, p.lora, p.weight);
+  const StackedAdapters stacked = stacks_of(p.lora, p.weight);
   const bool own_u = adapted && (!p.u || p.u.dtype != DType::BF16);
   const View u = own_u ? scratch.take(DType::BF16, p.x.batch, p.x.rows, adapter_columns(p.lora)) : p.u;
   View y = p.y;
@@ -166,13 +169,10 @@ void CudaOps::linear(const LinearForward& p) {
 
   convert_all(conversions);
   if (adapted) {
-    const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}) + (output ? traffic({y}) : 0.0));
-    stack_adapters(p.lora, stacked, stream_);
-    project_down(x, stacked.a, u, stream_);
-    keep_ranks(p.lora, u);
-    if (own_u && p.u) convert(u, p.u, Accumulate::kNo);
+    compute_u(p, x, stacked.a, u);
     // The product with the weight then adds to this: so y is read while that product computes, not in a pass of its
     // own.
+    const ProfileSpan span = timed(KernelFamily::kAdapter, output ? traffic({y}) : 0.0);
     if (output) gemm_.run(up, workspace);
   }
   if (!output) return;
@@ -189,6 +189,18 @@ void CudaOps::linear(const LinearForward& p) {
   }
 }
 
+// u in bfloat16, which is p.u where that is, from x in bfloat16.
+void CudaOps::compute_u(const LinearForward& p, const ConstView& x, const ConstView& a, const View& u) {
+  if (p.u_known) {
+    if (u.data != p.u.data) convert(p.u, u, Accumulate::kNo);
+    return;
+  }
+  const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}));
+  project_down(x, a, u, stream_);
+  keep_ranks(p.lora, u);
+  if (p.u && u.data != p.u.data) convert(u, p.u, Accumulate::kNo);
+}
+
 CudaOps::AdapterScratch CudaOps::take_adapters(Scratch& scratch, const LinearBackward& p, bool trained,
                                                std::vector<std::pair<ConstView, View>>& conversions) {
   const std::int64_t ranks = adapter_columns(p.lora);
@@ -199,16 +211,15 @@ CudaOps::AdapterScratch CudaOps::take_adapters(Scratch& scratch, const LinearBac
     adapters.da = scratch.take(DType::F32, outer_pieces(p.x), ranks, p.x.cols);
     adapters.db = scratch.take(DType::F32, outer_pieces(p.dy), ranks, p.dy.cols);
   }
-  adapters.stacked = take_stacked(scratch, p.lora, p.weight);
+  adapters.stacked = stacks_of(p.lora, p.weight);
   adapters.du = scratch.take(DType::BF16, p.dy.batch, p.dy.rows, ranks);
   return adapters;
 }
 
-// Stacks the adapters, computes du and adds to the gradients of those that are trained.
+// Computes du and adds to the gradients of the adapters that are trained.
 void CudaOps::adapter_gradients(const LinearBackward& p, const ConstView& dy, const AdapterScratch& adapters) {
   const ProfileSpan span =
       timed(KernelFamily::kAdapter, adapters.da ? 2 * traffic({dy}) + traffic({adapters.x}) : traffic({dy}));
-  stack_adapters(p.lora, adapters.stacked, stream_);
   project_down(dy, adapters.stacked.b, adapters.du, stream_);
   keep_ranks(p.lora, adapters.du);
   if (!adapters.da) return;
@@ -309,8 +320,10 @@ void CudaOps::few_rows_linear(const LinearForward& p) {
   for (const LoraBranch& branch : p.lora) {
     const View part = u.col_slice(column, branch.rank());
     column += branch.rank();
-    few_rows(p.x, plain(branch.a), 1.0F, Accumulate::kNo, part, stream_);
-    keep_ranks({&branch, 1}, part);
+    if (!p.u_known) {
+      few_rows(p.x, plain(branch.a), 1.0F, Accumulate::kNo, part, stream_);
+      keep_ranks({&branch, 1}, part);
+    }
     if (!p.y) continue;
     few_rows(part, plain(branch.b), branch.scale, Accumulate::kYes, p.y.col_slice(branch.row_begin, branch.b.rows),
              stream_);

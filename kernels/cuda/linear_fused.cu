@@ -74,7 +74,7 @@ void CudaOps::linear_fused(const LinearForward& p, bool int8) {
   const bool adapted = !p.lora.empty();
   std::vector<std::pair<ConstView, View>> conversions;
   const ConstView x = as_bf16(scratch, p.x, conversions);
-  const StackedAdapters stacked = take_stacked(scratch, p.lora, p.weight);
+  const StackedAdapters stacked = stacks_of(p.lora, p.weight);
   const bool own_u = adapted && (!p.u || p.u.dtype != DType::BF16);
   const View u = own_u ? scratch.take(DType::BF16, x.batch, x.rows, adapter_columns(p.lora)) : p.u;
   QuantisedRows quantised;
@@ -88,13 +88,7 @@ void CudaOps::linear_fused(const LinearForward& p, bool int8) {
   if (scratch.rehearsing()) return;
 
   convert_all(conversions);
-  if (adapted) {
-    const ProfileSpan span = timed(KernelFamily::kAdapter, traffic({x}));
-    stack_adapters(p.lora, stacked, stream_);
-    project_down(x, stacked.a, u, stream_);
-    keep_ranks(p.lora, u);
-    if (own_u && p.u) convert(u, p.u, Accumulate::kNo);
-  }
+  if (adapted) compute_u(p, x, stacked.a, u);
   if (int8) quantise(x, {}, quantised);
   if (expanded) expand_weight(p.weight, expanded);
   const ProfileSpan span =
@@ -107,7 +101,7 @@ void CudaOps::linear_fused(const LinearForward& p, bool int8) {
               .a_scale = int8 ? quantised.scales.col_slice(first * x.rows, rows) : View{},
               .b_scale = int8 ? p.weight.scales : ConstView{},
               .u = adapted ? matrix_of(ConstView(u), first, samples) : ConstView{},
-              .v = adapted ? stacked.b : View{},
+              .v = stacked.b,
               .transpose_v = Transpose::kNo,
               .bias = p.weight.bias,
               .y = matrix_of(p.y, first, samples),
@@ -157,7 +151,7 @@ void CudaOps::linear_backward_fused(const LinearBackward& p, bool int8) {
               .transpose_b = int8 ? Transpose::kYes : Transpose::kNo,
               .a_scale = int8 ? quantised.scales.col_slice(first * dy.rows, rows) : View{},
               .u = adapted ? matrix_of(ConstView(adapters.du), first, samples) : ConstView{},
-              .v = adapted ? adapters.stacked.a : View{},
+              .v = adapters.stacked.a,
               .transpose_v = Transpose::kNo,
               .y = matrix_of(p.dx, first, samples),
               .accumulate = p.accumulate},

@@ -182,33 +182,30 @@ __global__ void __launch_bounds__(kOuterWarps* kWarp, kWhole ? 5 : 1)
   }
 }
 
-// An adapter as kernels see it.
+// A trained adapter as kernels see it.
 struct Branch {
-  const float *a, *b;
-  float *da, *db;  // null: frozen
-  std::int64_t a_stride, b_stride, da_stride, db_stride;
+  float *da, *db;
+  std::int64_t da_stride, db_stride;
   int first, ranks;          // rows of the stack
   int row_begin, row_count;  // of the linear
   float scale;
 };
 
-std::vector<Branch> branches_of(std::span<const LoraBranch> lora) {
+std::vector<Branch> trained_branches(std::span<const LoraBranch> lora) {
   std::vector<Branch> list;
   std::int64_t first = 0;
   for (const LoraBranch& branch : lora) {
-    list.push_back({.a = branch.a.f32(),
-                    .b = branch.b.f32(),
-                    .da = branch.trained() ? branch.da.f32() : nullptr,
-                    .db = branch.trained() ? branch.db.f32() : nullptr,
-                    .a_stride = branch.a.row_stride,
-                    .b_stride = branch.b.row_stride,
-                    .da_stride = branch.da.row_stride,
-                    .db_stride = branch.db.row_stride,
-                    .first = static_cast<int>(first),
-                    .ranks = static_cast<int>(branch.rank()),
-                    .row_begin = static_cast<int>(branch.row_begin),
-                    .row_count = static_cast<int>(branch.b.rows),
-                    .scale = branch.scale});
+    if (branch.trained()) {
+      list.push_back({.da = branch.da.f32(),
+                      .db = branch.db.f32(),
+                      .da_stride = branch.da.row_stride,
+                      .db_stride = branch.db.row_stride,
+                      .first = static_cast<int>(first),
+                      .ranks = static_cast<int>(branch.rank()),
+                      .row_begin = static_cast<int>(branch.row_begin),
+                      .row_count = static_cast<int>(branch.b.rows),
+                      .scale = branch.scale});
+    }
     first += branch.rank();
   }
   return list;
@@ -230,40 +227,6 @@ struct TilePlace {
             static_cast<int>(threadIdx.x) / kRanks + step * (kThreads / kRanks)};
   }
 };
-
-// A block writes a tile of a (blockIdx.y = 0) or of b, ranks from blockIdx.z * kRanks on of one branch. The last branch
-// also writes the padding.
-__global__ void __launch_bounds__(kThreads) stack_kernel(const __grid_constant__ Branch branch, Rows<__nv_bfloat16> a,
-                                                         Rows<__nv_bfloat16> b, int in, int out, int end) {
-  __shared__ float tile[kRanks][kTileColumns + 1];
-  const bool of_a = blockIdx.y == 0;
-  const int first = blockIdx.x * kTileColumns;
-  const int rank = blockIdx.z * kRanks;
-  if (first >= (of_a ? in : out)) return;
-#pragma unroll
-  for (int step = 0; step < kTileSteps; ++step) {
-    const TilePlace at = of_a ? TilePlace::by_columns(step) : TilePlace::by_ranks(step);
-    const int r = rank + at.rank;
-    const int c = first + at.column;
-    float value = 0.0F;
-    if (of_a) {
-      if (r < branch.ranks && c < in) value = branch.a[r * branch.a_stride + c];
-    } else {
-      const int row = c - branch.row_begin;
-      if (r < branch.ranks && row >= 0 && row < branch.row_count)
-        value = branch.scale * branch.b[row * branch.b_stride + r];
-    }
-    tile[at.rank][at.column] = value;
-  }
-  __syncthreads();
-#pragma unroll
-  for (int step = 0; step < kTileSteps; ++step) {
-    const TilePlace at = TilePlace::by_columns(step);
-    const int r = branch.first + rank + at.rank;
-    const int c = first + at.column;
-    if (r < end && c < (of_a ? in : out)) (of_a ? a : b)(0, r)[c] = __float2bfloat16_rn(tile[at.rank][at.column]);
-  }
-}
 
 // A block adds a tile of da if blockIdx.y = 0, else of db.
 __global__ void __launch_bounds__(kThreads)
@@ -328,21 +291,6 @@ bool is_bf16(std::initializer_list<ConstView> views) {
 
 }  // namespace
 
-void stack_adapters(std::span<const LoraBranch> lora, const StackedAdapters& to, cudaStream_t stream) {
-  require(is_bf16({to.a, to.b}) && to.a.rows == adapter_columns(lora) && to.b.rows == to.a.rows,
-          "stack_adapters: shapes");
-  const std::vector<Branch> branches = branches_of(lora);
-  for (std::size_t i = 0; i < branches.size(); ++i) {
-    const int end = i + 1 < branches.size() ? branches[i + 1].first : static_cast<int>(to.a.rows);
-    const dim3 blocks(ceil_div(std::max(to.a.cols, to.b.cols), kTileColumns), 2,
-                      ceil_div(end - branches[i].first, kRanks));
-    stack_kernel<<<blocks, kThreads, 0, stream>>>(branches[i], rows_of<__nv_bfloat16>(to.a),
-                                                  rows_of<__nv_bfloat16>(to.b), static_cast<int>(to.a.cols),
-                                                  static_cast<int>(to.b.cols), end);
-    check_launch("stack_adapters");
-  }
-}
-
 void project_down(ConstView x, ConstView w, View u, cudaStream_t stream) {
   require(is_bf16({x, w, u}) && u.batch == x.batch && u.rows == x.rows && w.cols == x.cols && w.rows == u.cols &&
               u.cols % kRanks == 0 && u.row_stride % 2 == 0,
@@ -392,8 +340,7 @@ void sum_outer(ConstView left, ConstView right, View pieces, cudaStream_t stream
 
 void add_adapter_gradients(std::span<const LoraBranch> lora, const View& da_pieces, const View& db_pieces,
                            cudaStream_t stream) {
-  for (const Branch& branch : branches_of(lora)) {
-    if (branch.da == nullptr) continue;
+  for (const Branch& branch : trained_branches(lora)) {
     const dim3 blocks(ceil_div(std::max<std::int64_t>(da_pieces.cols, branch.row_count), kTileColumns), 2,
                       ceil_div(branch.ranks, kRanks));
     gradients_kernel<<<blocks, kThreads, 0, stream>>>(

@@ -1,6 +1,6 @@
 // Products of low-rank adapters with many rows. One side is so narrow that they are bound by reading the other once, so
 // they have kernels of their own. All adapters of a linear are stacked: as columns of u one after the other, and as
-// rows of two bfloat16 matrices, each with zeros up to R = adapter_columns(lora).
+// rows of two bfloat16 matrices (take_stacks), each with zeros up to R = adapter_columns(lora).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,13 +11,15 @@
 
 namespace squareq::cuda {
 
+// The stacks of all branches on one linear; empty where there are none.
 struct StackedAdapters {
-  View a;  // [1, R, in]
-  View b;  // [1, R, out]: scale * b^T of each branch, zeros beside the columns that it reaches
+  ConstView a;  // [1, R, in]
+  ConstView b;  // [1, R, out]
 };
+StackedAdapters stacks_of(std::span<const LoraBranch> lora, const Weight& weight);
 
-// Writes both, from the float32 masters.
-void stack_adapters(std::span<const LoraBranch> lora, const StackedAdapters& to, cudaStream_t stream);
+// Writes the stacked views of branches of any number of linears, from the float32 masters.
+void stack_adapters(std::span<const LoraBranch> lora, cudaStream_t stream);
 
 // u [B, T, R] = x [B, T, K] w^T, w [1, R, K]; all bfloat16, sums float32.
 void project_down(ConstView x, ConstView w, View u, cudaStream_t stream);

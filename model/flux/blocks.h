@@ -54,6 +54,9 @@ void weights(WeightVisitor& visitor, const State& state, SingleBlock& block);
 
 void layout(Carver& carver, const State& state, DoubleBlock& block);
 void layout(Carver& carver, const State& state, SingleBlock& block);
+// What the adapters save.
+void lasting_layout(Carver& carver, const State& state, DoubleBlock& block);
+void lasting_layout(Carver& carver, const State& state, SingleBlock& block);
 
 // x[index + 1] = block(x[index]); a recomputation skips that last product.
 void forward(Ops& ops, const State& state, const DoubleBlock& block, Pass pass);

@@ -58,12 +58,18 @@ void layout(Carver& carver, const State& s, DoubleBlock& block) {
   for (std::size_t i = 0; i < 2; ++i) {
     DoubleBlock::Stream& stream = block.streams[i];
     const std::int64_t rows = rows_of(s, i).count;
-    for (Linear* linear : {&stream.qkv, &stream.proj, &stream.mlp0, &stream.mlp2}) {
-      linear->layout(carver, s.activations, s.batch, rows);
-    }
     if (block.modulation_gradient) {
       stream.y1 = carver.take(s.activations, s.batch, rows, h);
       stream.y2 = carver.take(s.activations, s.batch, rows, h);
+    }
+  }
+}
+
+void lasting_layout(Carver& carver, const State& s, DoubleBlock& block) {
+  for (std::size_t i = 0; i < 2; ++i) {
+    DoubleBlock::Stream& stream = block.streams[i];
+    for (Linear* linear : {&stream.qkv, &stream.proj, &stream.mlp0, &stream.mlp2}) {
+      linear->layout(carver, s.activations, s.batch, rows_of(s, i).count);
     }
   }
 }
@@ -74,6 +80,7 @@ void forward(Ops& ops, const State& s, const DoubleBlock& block, Pass pass) {
   const AttentionSaved& a = block.saved;
   const View x = s.x[static_cast<std::size_t>(block.index)];
   const View x_out = s.x[static_cast<std::size_t>(block.index) + 1];
+  const bool again = pass == Pass::kRecompute;  // then nobody reads x_out
 
   for (std::size_t i = 0; i < 2; ++i) {
     const DoubleBlock::Stream& stream = block.streams[i];
@@ -81,7 +88,7 @@ void forward(Ops& ops, const State& s, const DoubleBlock& block, Pass pass) {
     const Chunks mod = chunks_of(s, block, i);
     const View n1 = a.n1.row_slice(begin, rows);
     ops.modulated_norm({.x = x.row_slice(begin, rows), .scale = mod.value(1), .shift = mod.value(0), .y = n1});
-    stream.qkv.forward(ops, n1, a.z.row_slice(begin, rows).col_slice(0, 3 * h));
+    stream.qkv.forward(ops, n1, a.z.row_slice(begin, rows).col_slice(0, 3 * h), pass);
     normalise_queries_keys(ops, s, a, stream.query_norm, stream.key_norm, begin, rows);
   }
   attend(ops, s, a);
@@ -96,6 +103,7 @@ void forward(Ops& ops, const State& s, const DoubleBlock& block, Pass pass) {
                 .weight = stream.proj.weight,
                 .lora = stream.proj.lora,
                 .u = stream.proj.u,
+                .u_known = again,
                 .y = stream.y1,
                 .gate = mod.value(2),
                 .residual = x.row_slice(begin, rows),
@@ -105,17 +113,18 @@ void forward(Ops& ops, const State& s, const DoubleBlock& block, Pass pass) {
                 .weight = stream.mlp0.weight,
                 .lora = stream.mlp0.lora,
                 .u = stream.mlp0.u,
+                .u_known = again,
                 .y = a.z.row_slice(begin, rows).col_slice(3 * h, mlp),
                 .act = cat.col_slice(h, mlp)});
-    const bool output = pass == Pass::kForward;  // nobody reads the output of a recomputed block
     ops.linear({.x = cat.col_slice(h, mlp),
                 .weight = stream.mlp2.weight,
                 .lora = stream.mlp2.lora,
                 .u = stream.mlp2.u,
+                .u_known = again,
                 .y = stream.y2,
-                .gate = output ? mod.value(5) : View{},
-                .residual = output ? mid : View{},
-                .sum = output ? x_out.row_slice(begin, rows) : View{}});
+                .gate = again ? View{} : mod.value(5),
+                .residual = again ? View{} : mid,
+                .sum = again ? View{} : x_out.row_slice(begin, rows)});
   }
 }
 

@@ -31,9 +31,13 @@ void weights(WeightVisitor& visitor, const State& s, SingleBlock& block) {
 
 void layout(Carver& carver, const State& s, SingleBlock& block) {
   block.saved = layout_attention(carver, s);
-  block.linear1.layout(carver, s.activations, s.batch, s.tokens());
-  block.linear2.layout(carver, s.activations, s.batch, s.tokens());
   if (block.modulation_gradient) block.y = carver.take(s.activations, s.batch, s.tokens(), s.hidden());
+}
+
+void lasting_layout(Carver& carver, const State& s, SingleBlock& block) {
+  for (Linear* linear : {&block.linear1, &block.linear2}) {
+    linear->layout(carver, s.activations, s.batch, s.tokens());
+  }
 }
 
 void forward(Ops& ops, const State& s, const SingleBlock& block, Pass pass) {
@@ -41,25 +45,27 @@ void forward(Ops& ops, const State& s, const SingleBlock& block, Pass pass) {
   const AttentionSaved& a = block.saved;
   const View x = s.x[static_cast<std::size_t>(block.index)];
   const Chunks mod = chunks_of(s, block);
+  const bool again = pass == Pass::kRecompute;  // then nobody reads the block's output
   ops.modulated_norm({.x = x, .scale = mod.value(1), .shift = mod.value(0), .y = a.n1});
   ops.linear({.x = a.n1,
               .weight = block.linear1.weight,
               .lora = block.linear1.lora,
               .u = block.linear1.u,
+              .u_known = again,
               .y = a.z,
               .act = a.cat.col_slice(h, s.shape.mlp_hidden),
               .gelu_begin = 3 * h});
   normalise_queries_keys(ops, s, a, block.query_norm, block.key_norm, 0, s.tokens());
   attend(ops, s, a);
-  const bool output = pass == Pass::kForward;  // nobody reads the output of a recomputed block
   ops.linear({.x = a.cat,
               .weight = block.linear2.weight,
               .lora = block.linear2.lora,
               .u = block.linear2.u,
+              .u_known = again,
               .y = block.y,
-              .gate = output ? mod.value(2) : View{},
-              .residual = output ? x : View{},
-              .sum = output ? s.x[static_cast<std::size_t>(block.index) + 1] : View{}});
+              .gate = again ? View{} : mod.value(2),
+              .residual = again ? View{} : x,
+              .sum = again ? View{} : s.x[static_cast<std::size_t>(block.index) + 1]});
 }
 
 void backward(Ops& ops, const State& s, const SingleBlock& block) {

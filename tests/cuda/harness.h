@@ -81,6 +81,7 @@ class Twin {
   }
 
   View cpu, cuda;
+  const View& all() const { return all_; }  // the tensor of which `cuda` is a slice
 
  private:
   View slice(const View& all) const {
@@ -109,6 +110,17 @@ void on_device(Device& device, Calls calls) {
 template <class Calls>
 void on_gpu(Calls calls) {
   on_device(*gpu(), calls);
+}
+
+// Gives the branches on a linear with `out` outputs their stacks, in the memory that is returned.
+inline Buffer stack_on_gpu(std::span<LoraBranch> lora, std::int64_t out) {
+  Carver measure;
+  take_stacks(measure, lora, DType::BF16, out);
+  Buffer memory = gpu()->allocate(measure.used());
+  Carver carver(memory.get(), measure.used());
+  take_stacks(carver, lora, DType::BF16, out);
+  on_gpu([&](Ops& ops) { ops.stack_adapters(lora); });
+  return memory;
 }
 
 inline Ops& cpu_ops() {

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "tests/cuda/harness.h"
+#include "tests/cuda/both.h"
 
 namespace squareq::test {
 namespace {
@@ -101,6 +101,7 @@ void run(const Case& c) {
     cpu_lora.push_back(adapter.branch(&Twin::cpu));
     cuda_lora.push_back(adapter.branch(&Twin::cuda));
   }
+  const Buffer stacks = stack_on_gpu(cuda_lora, c.out);
   const bool few = c.batch * c.rows <= 16 && c.x == DType::F32 && c.y == DType::F32;
   const DType u_type = few ? DType::F32 : DType::BF16;
   Twin x(c.batch, c.rows, c.in, 40, c.x, c.pad), u(c.batch, c.rows, c.u_cols(), 41, u_type);
@@ -110,11 +111,13 @@ void run(const Case& c) {
   Twin y(c.batch, c.rows, c.out, 42, c.y, c.pad), act(c.batch, c.rows, c.out / 2, 43, DType::BF16, c.pad);
   Twin gate(c.batch, 1, c.out, 44, DType::F32), residual(c.batch, c.rows, c.out, 45, c.y, c.pad);
   Twin sum(c.batch, c.rows, c.out, 46, c.y, c.pad);
-  const auto forward = [&](Ops& ops, const Weight& weight, std::span<const LoraBranch> lora, View Twin::*at) {
+  const auto forward = [&](Ops& ops, const Weight& weight, std::span<const LoraBranch> lora, View Twin::*at,
+                           bool u_known = false) {
     ops.linear({.x = x.*at,
                 .weight = weight,
                 .lora = lora,
                 .u = u.*at,
+                .u_known = u_known,
                 .y = y.*at,
                 .act = c.gelu ? act.*at : View{},
                 .gelu_begin = c.out - c.out / 2,
@@ -129,6 +132,18 @@ void run(const Case& c) {
   if (c.adapters) CHECK(u.error() <= limit);
   if (c.gelu) CHECK(act.error() <= 2 * limit);
   if (c.gate) CHECK(sum.error() <= limit);
+
+  if (!few && c.adapters) {
+    // The same from the u that is there: the stacked matrices that it came from are not read.
+    const std::vector<std::byte> before = bytes_of(y.all());
+    on_gpu([&](Ops& ops) {
+      ops.fill(y.cuda, 0.0F);
+      ops.fill(cuda_lora.front().stacked_a, 0.0F);
+      forward(ops, layer.cuda, cuda_lora, &Twin::cuda, true);
+    });
+    CHECK(bytes_of(y.all()) == before);
+    on_gpu([&](Ops& ops) { ops.stack_adapters(cuda_lora); });
+  }
 
   Twin dy(c.batch, c.rows, c.out, 50, c.y, c.pad), dx(c.batch, c.rows, c.in, 51, c.x, c.pad);
   const auto backward = [&](Ops& ops, const Weight& weight, std::span<const LoraBranch> lora, View Twin::*at) {
@@ -180,6 +195,39 @@ TEST_CASE("linear: CUDA and CPU agree") {
     run({.storage = Storage::kBf16, .bias = false, .adapters = false});
   }
   SECTION("gradients add up") { run({.accumulate = Accumulate::kYes}); }
+}
+
+TEST_CASE("adapters of any number are stacked") {
+  if (gpu() == nullptr) return;
+  constexpr std::int64_t kIn = 21, kOut = 300;
+  std::vector<Adapter> adapters;
+  std::vector<LoraBranch> lora;
+  for (std::int64_t i = 0; i < 90; ++i) {
+    adapters.emplace_back(1, 1 + i % 35, kIn, 2 * i, 100 + i % 7, 0.25F + static_cast<float>(i), true,
+                          static_cast<std::uint32_t>(5 * i));
+    lora.push_back(adapters.back().branch(&Twin::cuda));
+  }
+  const Buffer memory = stack_on_gpu(lora, kOut);
+  std::vector<float> a, b;
+  for (const Adapter& adapter : adapters) {
+    for (std::int64_t r = 0; r < adapter.a.cpu.rows; ++r) {
+      a.insert(a.end(), adapter.a.cpu.f32(0, r), adapter.a.cpu.f32(0, r) + kIn);
+      const std::size_t row = b.size();
+      b.resize(row + kOut);
+      for (std::int64_t o = 0; o < adapter.b.cpu.rows; ++o) {
+        b[row + static_cast<std::size_t>(adapter.begin + o)] = adapter.scale * adapter.b.cpu.f32(0, o)[r];
+      }
+    }
+  }
+  const std::int64_t rows = adapter_columns(lora);
+  const auto check = [&](std::vector<float>& expected, const View& first, std::int64_t cols) {
+    expected.resize(static_cast<std::size_t>(rows * cols));
+    std::vector<std::byte> rounded(expected.size() * size_of(DType::BF16));
+    from_f32(expected.data(), DType::BF16, rounded.data(), rows * cols);
+    CHECK(bytes_of(View(first.data, DType::BF16, 1, rows, cols)) == rounded);
+  };
+  check(a, lora.front().stacked_a, kIn);
+  check(b, lora.front().stacked_b, kOut);
 }
 
 TEST_CASE("linear on few rows: CUDA and CPU agree") {

@@ -90,6 +90,7 @@ class Layer {
                       .row_begin = adapter.begin,
                       .scale = adapter.scale});
     }
+    stacks_ = stack_on_gpu(lora, c.out);
   }
 
   // p with x quantised, on the CPU.
@@ -157,7 +158,7 @@ class Layer {
  private:
   const Case& c_;
   std::vector<std::int8_t> q_;
-  Buffer memory_;
+  Buffer memory_, stacks_;
   Twin scales_, bias_;
   std::vector<std::unique_ptr<Twin>> a_, b_;
 };

@@ -328,6 +328,18 @@ TEST_CASE("linear leaves out what nobody reads") {
     CHECK(floats(with.u) == floats(without.u));
     CHECK(floats(without.y) == floats(Tensor(2, 5, 19, 61)));
   }
+  SECTION("the down-projection, where it is known") {
+    const Problem with({.memory = Memory::kSlice});
+    const Problem without({.memory = Memory::kSlice});
+    ops->linear(with.forward());
+    for (const Adapter& adapter : without.adapters) ops->fill(adapter.a.view(), 0.0F);
+    ops->copy(with.u, without.u, Accumulate::kNo);
+    LinearForward again = without.forward();
+    again.u_known = true;
+    ops->linear(again);
+    CHECK(floats(with.y) == floats(without.y));
+    CHECK(floats(with.u) == floats(without.u));
+  }
   SECTION("adapters without dx, dx without trained adapters") {
     const Problem with({});
     const Problem without({});

@@ -92,7 +92,10 @@ struct FluxHarness {
     lora.layout(carver);
     flux::layout(carver, state);
     stages = flux::stages(state, lora);
-    for (const Stage& stage : stages) stage.saved(carver);
+    for (const Stage& stage : stages) {
+      stage.saved(carver);
+      if (stage.lasting) stage.lasting(carver);
+    }
   }
   void forward() {
     for (const Stage& stage : stages) stage.forward(*ops, Pass::kForward);

@@ -38,6 +38,27 @@ TEST_CASE("trained adapters come first and only they have gradients") {
   CHECK(set.gradients().count() == set.trained_count());
 }
 
+TEST_CASE("adapters of a linear are stacked in memory of the set") {
+  LoraSet set({{.linear = "x", .row_begin = 4, .rows = 4, .in = 3, .out = 8, .rank = 2},
+               {.linear = "y", .rows = 5, .in = 6, .out = 5, .rank = 20},
+               {.linear = "x", .rows = 8, .in = 3, .out = 8, .rank = 5, .trained = false}},
+              {.stacks = DType::BF16});
+  Carver measure;
+  set.layout(measure);
+  std::vector<std::byte> memory(measure.used());
+  Carver carver(memory.data(), memory.size());
+  set.layout(carver);
+  CHECK(set.branches().size() == 3);
+  const std::vector<LoraBranch> x = set.branches("x"), y = set.branches("y");
+  REQUIRE(x.size() == 2);
+  CHECK(x[0].stacked_a.rows == 2);
+  CHECK(x[1].stacked_a.rows == 14);
+  CHECK(x[1].stacked_a.data == x[0].stacked_a.row_slice(1, 1).data + 3 * size_of(DType::BF16));
+  CHECK(x[1].stacked_b.cols == 8);
+  CHECK(y[0].stacked_b.rows == 32);
+  CHECK(y[0].stacked_b.cols == 5);
+}
+
 TEST_CASE("initial adapters do nothing and have the deviation of their rule") {
   for (const LoraInit init : {LoraInit::kKaiming, LoraInit::kGaussian}) {
     std::vector<float> memory;
