@@ -118,9 +118,10 @@ void save_state(const std::string& path, Device& device, const LoraSet& lora, co
   file.write(text_of(tensors.front().data));
   std::vector<std::byte> piece(static_cast<std::size_t>(kPieceBytes));
   for (const auto& [name, view] : views) {
-    const std::int64_t step = kPieceBytes / static_cast<std::int64_t>(size_of(view.dtype));
+    const auto size = static_cast<std::int64_t>(size_of(view.dtype));
+    const std::int64_t step = kPieceBytes / size;
     for (std::int64_t begin = 0; begin < view.count(); begin += step) {
-      const View part = view.col_slice(begin, std::min(step, view.count() - begin));
+      const View part(view.data + begin * size, view.dtype, 1, 1, std::min(step, view.count() - begin));
       device.download(part, piece.data());
       file.write(text_of(std::span(piece).first(part.bytes())));
     }
