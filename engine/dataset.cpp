@@ -262,7 +262,9 @@ Image decode_inspected(const std::string& path, const std::string& hash, Transpa
     throw FormatError({path, "another content than when the run began", "a file that does not change",
                        "start again when all files are in place"});
   }
-  return decode_image(file.bytes(), path, transparency);
+  Image image = decode_image(file.bytes(), path, transparency);
+  file.check_whole();
+  return image;
 }
 
 }  // namespace

@@ -58,8 +58,7 @@ void LoadedWeights::layout(Carver& carver) {
 }
 
 void LoadedWeights::upload(Device& device) const {
-  for (const RandomAccessFile& file : files_)
-    file.check_unchanged();  // a mapping of a file that was cut ends a program
+  for (const RandomAccessFile& file : files_) file.check_unchanged();
   for (const auto& [name, view] : bound_) device.upload(checkpoint_.read_f32(name).data(), view);
 }
 

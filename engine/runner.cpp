@@ -65,6 +65,7 @@ void Runner::forward(const Observer& observer) {
     run(stage, false);
     if (observer) observer(stage);
   }
+  store_.check_unchanged();
 }
 
 void Runner::backward(const Observer& observer) {
@@ -74,6 +75,7 @@ void Runner::backward(const Observer& observer) {
     run(*stage, true);
     if (observer) observer(*stage);
   }
+  store_.check_unchanged();
 }
 
 void Runner::transfer() {

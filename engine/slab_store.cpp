@@ -162,7 +162,7 @@ double SlabStore::bytes_brought() const {
 }
 
 void SlabStore::expect(const std::vector<const Stage*>& stages) {
-  file_.check_unchanged();
+  check_unchanged();
   start();
   if (!queue_) return;
   std::vector<std::size_t> uses;

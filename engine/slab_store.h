@@ -32,8 +32,10 @@ class SlabStore {
   // Carves memory for the weights of the stages.
   void layout(Carver& carver, const std::vector<Stage>& stages);
 
-  // The stages that will be acquired from here on, in order: their weights start to come. Throws FileError if the slab
-  // changed since it was opened.
+  // Throws FileError if the slab changed since it was opened. Called before and after every pass, since weights may be
+  // read where the slab is mapped.
+  void check_unchanged() const { file_.check_unchanged(); }
+  // The stages that will be acquired from here on, in order: their weights start to come. Calls check_unchanged().
   void expect(const std::vector<const Stage*>& stages);
   // Binds the weights of a stage for operations until release(stage). The first time a block is read its checksum is
   // verified. Throws FormatError if the block or a tensor is damaged, missing or of another shape, FileError if the

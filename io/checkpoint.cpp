@@ -312,6 +312,7 @@ void Checkpoint::read_piece(const Piece& piece, std::int64_t first, std::int64_t
   const std::span<const std::byte> data = piece.stored.file->data(info);
   const std::size_t offset = static_cast<std::size_t>(begin * columns) * size_of(dtype);
   to_f32(data.data() + offset, dtype, out, rows * columns);
+  piece.stored.file->check_whole();
   const std::vector<float> scales = row_scales(tensors_, piece.source_name, rows_of(info.shape));
   for (std::int64_t r = 0; r < rows; ++r) {
     float* row = out + r * columns;

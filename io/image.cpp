@@ -141,7 +141,9 @@ Image decode_image(std::span<const std::byte> data, const std::string& name, Tra
 
 Image read_image(const std::string& path, Transparency transparency) {
   const MappedFile file(path);
-  return decode_image(file.bytes(), path, transparency);
+  Image image = decode_image(file.bytes(), path, transparency);
+  file.check_whole();
+  return image;
 }
 
 ImageSize image_size(std::span<const std::byte> data, const std::string& name) {

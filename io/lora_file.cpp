@@ -194,6 +194,7 @@ std::vector<std::int64_t> matrix_shape(const SafetensorsFile& file, const Tensor
 
 std::vector<float> read_values(const SafetensorsFile& file, const TensorInfo& tensor) {
   std::vector<float> values = file.read_f32(tensor.name);
+  file.check_whole();
   check_finite(values, fmt::format("{}: tensor '{}'", file.path(), tensor.name));
   return values;
 }

@@ -41,23 +41,37 @@ MappedFile::MappedFile(std::string path) : path_(std::move(path)) {
     close(descriptor);
     if (memory == MAP_FAILED) fail(path_, error);
     data_ = static_cast<const std::byte*>(memory);
+    guard_ = MappingGuard(bytes());
   } else {
     close(descriptor);
   }
 }
 
 MappedFile::~MappedFile() {
+  guard_ = {};
   if (data_ != nullptr) munmap(const_cast<std::byte*>(data_), size_);
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : path_(std::move(other.path_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      guard_(std::move(other.guard_)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(guard_, other.guard_);
   return *this;
+}
+
+void MappedFile::check_whole() const {
+  if (!guard_.hit()) return;
+  throw FileError({.where = path_,
+                   .found = "that a part of it is gone, or cannot be read any more",
+                   .expected = std::to_string(size_) + " bytes, as when it was opened",
+                   .advice = "keep the file as it is while it is used; make it again if it is damaged"});
 }
 
 }  // namespace squareq

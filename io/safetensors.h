@@ -47,6 +47,7 @@ class SafetensorsFile {
   explicit SafetensorsFile(std::string path);
 
   const std::string& path() const { return file_.path(); }
+  void check_whole() const { file_.check_whole(); }  // see MappedFile
   const std::vector<TensorInfo>& tensors() const { return header_.tensors; }
   const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
   std::uint64_t data_begin() const { return header_.data_begin; }

@@ -207,6 +207,36 @@ TEST_CASE("too many skipped steps in a row stop the run with a saved state") {
   CHECK(run(bench, config) == 12);  // with good data it goes on
 }
 
+TEST_CASE("a slab that is cut while a run computes stops it with a state, from which it goes on") {
+  TinyRun bench;
+  TrainConfig config = busy_config(bench);
+  const std::string slab = bench.folder.file("tiny.slab");
+  const std::string content = read_file(slab);
+  TrainingSet data = random_set();
+  const auto load = data.load;
+  std::atomic<int> loaded = 0;
+  data.load = [&](const Draw& draw) {
+    if (++loaded == 17) fs::resize_file(slab, 4096);  // in the fifth of 12 steps of 2 batches of 2, or ahead of it
+    return load(draw);
+  };
+  {
+    TrainingRun run(*bench.device, *bench.slab, config,
+                    {.data = std::move(data), .validation = random_set(), .previews = {}, .shift = {}});
+    const std::atomic<bool> stop = false;
+    CHECK(contains(message_of<FileError>([&] { run.run(stop); }), slab));
+  }
+  const std::vector<SavedState> states = find_states(config.output_dir, config.name);
+  REQUIRE(!states.empty());
+  CHECK(states.front().step < 12);
+  write_file(slab, content);
+  bench.slab = std::make_unique<Slab>(slab);
+  CHECK(run(bench, config) == 12);
+  TinyRun whole;
+  const TrainConfig other = busy_config(whole);
+  CHECK(run(whole, other) == 12);
+  CHECK(read_file(config.output_dir + "/lora.safetensors") == read_file(other.output_dir + "/lora.safetensors"));
+}
+
 TEST_CASE("what killed processes left behind is cleared away") {
   TinyRun bench;
   const TrainConfig config = busy_config(bench);

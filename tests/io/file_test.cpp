@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <thread>
 
 #include "io/mapped_file.h"
 #include "kernels/base/error.h"
@@ -76,6 +77,23 @@ TEST_CASE("files that cannot be read or written say so") {
   CHECK(contains(no_folder, "folder exists"));
   REQUIRE(mkfifo(dir.file("pipe").c_str(), 0600) == 0);
   CHECK(contains(test::message_of<FileError>([&] { MappedFile(dir.file("pipe")); }), "no regular file"));
+}
+
+TEST_CASE("a mapped file that is cut reads as zeros, in any thread, and says so") {
+  constexpr std::size_t kPages = 4096 * 4;
+  const test::TempDir dir;
+  test::write_file(dir.file("a"), std::string(kPages, 'x'));
+  test::write_file(dir.file("b"), std::string(kPages, 'y'));
+  const MappedFile a(dir.file("a")), b(dir.file("b"));
+  std::filesystem::resize_file(dir.file("a"), 4096);
+  CHECK_NOTHROW(a.check_whole());
+  std::byte last{1};
+  std::thread([&] { last = a.bytes()[kPages - 1]; }).join();
+  CHECK(last == std::byte{0});
+  CHECK(a.bytes()[0] == std::byte{'x'});
+  CHECK(contains(test::message_of<FileError>([&] { a.check_whole(); }), dir.file("a")));
+  CHECK(b.bytes()[kPages - 1] == std::byte{'y'});
+  CHECK_NOTHROW(b.check_whole());
 }
 
 TEST_CASE("a mapped file moves and may be empty") {
