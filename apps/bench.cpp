@@ -113,9 +113,10 @@ int main(int argc, char** argv) {
   StreamOptions stream;
   stream_command->add_option("--host-path", stream.paths, "registered, ring or direct; all of them if not given")
       ->transform(CLI::CheckedTransformer(
-          std::map<std::string, squareq::HostPath>{{"registered", squareq::HostPath::kRegistered},
-                                                   {"ring", squareq::HostPath::kRing},
-                                                   {"direct", squareq::HostPath::kDirect}}))
+                      std::map<std::string, squareq::HostPath>{{"registered", squareq::HostPath::kRegistered},
+                                                               {"ring", squareq::HostPath::kRing},
+                                                               {"direct", squareq::HostPath::kDirect}})
+                      .description(""))
       ->type_name("PATH");
   stream_command->add_option("--slots", stream.slots, "of device memory for the weights")
       ->check(CLI::Range(3, 1000))
