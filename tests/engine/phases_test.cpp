@@ -101,6 +101,18 @@ TEST_CASE("phases: a plan has all of them, and its size is that of the largest",
   const MemoryPlan tight = mini.plan(least);
   CHECK(tight.total() <= tight.budget);
   CHECK_FALSE(tight.residency.streamed.empty());
+
+  // For a card that is not there, with activations of its type.
+  mini.config.vram_budget_gb = 0.0;
+  const Slab slab = mini.slab();
+  const MemoryPlan card =
+      RunSetup(mini.config, mini.parts, slab, *mini.device, DType::BF16).plan(card_rates("rtx3090"));
+  CHECK(card.budget == std::size_t{24} << 30U);
+  CHECK(contains(plan_text(card), "a projection"));
+  REQUIRE(card.phases.size() == plan.phases.size());
+  for (std::size_t i = 0; i + 1 < plan.phases.size(); ++i) {
+    CHECK(card.phases[i][MemoryUse::kActivations] < plan.phases[i][MemoryUse::kActivations]);
+  }
 }
 
 TEST_CASE("phases: the one that does not fit is named, with what makes it smaller", "[slow]") {
