@@ -250,29 +250,32 @@ EncoderPlan plan_encoder(const EncoderSizes& sizes, std::size_t context, std::si
   if (sizes.slab == nullptr) return plan;
 
   const std::vector<SlabBlock>& blocks = sizes.slab->blocks();
-  std::size_t all = 0;
-  std::vector<std::string>& streamed = plan.residency.streamed;
+  const std::size_t fixed = plan.phase.total();
+  std::vector<std::string> streamed;
+  std::size_t left = 0;  // bytes of those
   for (const SlabBlock& block : blocks) {
-    all += aligned(block.bytes);
     streamed.push_back(block.id);
+    left += aligned(block.bytes);
   }
-  plan.residency.slots = kFewestSlots;
-  const std::size_t slots = kFewestSlots * aligned(slot_bytes(*sizes.slab, streamed));
-  if (all <= slots || plan.phase.total() + all <= budget) {
-    plan.phase[MemoryUse::kWeights] += all;
-    plan.residency = {};
-    return plan;
+  const std::size_t all = left;
+  const auto need = [&](std::size_t bytes, const std::vector<std::string>& ids) {
+    return all - bytes + (ids.empty() ? 0 : kFewestSlots * aligned(slot_bytes(*sizes.slab, ids)));
+  };
+  // First those stay without which slots are so much smaller that they cost nothing, then what fits.
+  for (const bool spend : {false, true}) {
+    for (const std::size_t i : spread(blocks.size())) {
+      std::vector<std::string> others = streamed;
+      if (std::erase(others, blocks[i].id) == 0) continue;
+      const std::size_t then = need(left - aligned(blocks[i].bytes), others);
+      if (then > need(left, streamed) && (!spend || fixed + then > budget)) continue;
+      streamed = std::move(others);
+      left -= aligned(blocks[i].bytes);
+    }
   }
-  std::size_t total = plan.phase.total() + slots;
-  for (const std::size_t i : spread(blocks.size())) {
-    const std::size_t bytes = aligned(blocks[i].bytes);
-    if (total + bytes > budget) continue;
-    total += bytes;
-    plan.phase[MemoryUse::kWeights] += bytes;
-    std::erase(streamed, blocks[i].id);
-  }
-  // What streams may be less than all, and need smaller slots than planned.
-  plan.phase[MemoryUse::kSlots] = kFewestSlots * aligned(slot_bytes(*sizes.slab, streamed));
+  if (fixed + all <= std::max(budget, fixed + need(left, streamed))) streamed.clear(), left = 0;
+  plan.phase[MemoryUse::kWeights] += all - left;
+  plan.phase[MemoryUse::kSlots] = need(left, streamed) - (all - left);
+  if (!streamed.empty()) plan.residency = {.streamed = std::move(streamed), .slots = kFewestSlots};
   return plan;
 }
 

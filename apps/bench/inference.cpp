@@ -63,6 +63,7 @@ PromptRun run_prompts(const SpeedOptions& options, const Slab& slab, Device& dev
     state.ids.push_back(static_cast<std::int32_t>(i * 7919 % state.shape.vocab));
   }
   PromptRun run;
+  Arena arena;  // outlives the store, which copies into it
   SlabStore store(slab, device, residency);
   Runner runner(device, store, t5::stages(state), Keep::kNothing);
   const auto layout = [&](Carver& carver) {
@@ -71,7 +72,7 @@ PromptRun run_prompts(const SpeedOptions& options, const Slab& slab, Device& dev
     run.activations = carver.used();
     store.layout(carver, runner.stages());
   };
-  const Arena arena(device, {.layout = layout, .rehearse = [&](Ops&) { runner.rehearse(); }});
+  arena = Arena(device, {.layout = layout, .rehearse = [&](Ops&) { runner.rehearse(); }});
   arena.use();
   run.scratch = arena.scratch_bytes();
   run.seconds = median_seconds(
@@ -93,8 +94,9 @@ int run_t5(const SpeedOptions& options) {
   if (options.budget <= 0.0) return 0;
 
   const auto budget = static_cast<std::size_t>(options.budget * 0x1p30);
-  const std::size_t page_tables = slab.file_bytes() / 512;  // of the registered slab
-  const std::size_t context = device->reads_host_memory() ? 0 : device->memory().ours + page_tables;
+  // With page tables of the registered slab, and pieces of 2 MiB that the driver gives memory in.
+  const std::size_t driver = device->memory().ours + slab.file_bytes() / 512 + (std::size_t{4} << 20U);
+  const std::size_t context = device->reads_host_memory() ? 0 : driver;
   const EncoderPlan plan = plan_encoder(
       {.phase = {}, .slab = &slab, .activations = resident.activations, .scratch = resident.scratch}, context, budget);
   const PromptRun streamed = run_prompts(options, slab, *device, plan.residency);

@@ -101,6 +101,18 @@ TEST_CASE("phases: a plan has all of them, and its size is that of the largest",
   const MemoryPlan tight = mini.plan(least);
   CHECK(tight.total() <= tight.budget);
   CHECK_FALSE(tight.residency.streamed.empty());
+
+  // For a card that is not there, with activations of its type.
+  mini.config.vram_budget_gb = 0.0;
+  const Slab slab = mini.slab();
+  const MemoryPlan card =
+      RunSetup(mini.config, mini.parts, slab, *mini.device, DType::BF16).plan(card_rates("rtx3090"));
+  CHECK(card.budget == std::size_t{24} << 30U);
+  CHECK(contains(plan_text(card), "a projection"));
+  REQUIRE(card.phases.size() == plan.phases.size());
+  for (std::size_t i = 0; i + 1 < plan.phases.size(); ++i) {
+    CHECK(card.phases[i][MemoryUse::kActivations] < plan.phases[i][MemoryUse::kActivations]);
+  }
 }
 
 TEST_CASE("phases: the one that does not fit is named, with what makes it smaller", "[slow]") {
@@ -153,6 +165,7 @@ TEST_CASE("phases: texts are the same bits whether T5 stays or streams, and noth
   for (const std::size_t budget : {all, (all + least) / 2, least}) {
     const EncoderPlan plan = plan_encoder(text, 0, budget);
     CHECK(plan.phase.total() <= budget);
+    CHECK(plan.phase.total() + sizes.t5_slab().block("encoder.block.3").bytes > budget);  // nothing is left unused
     CHECK((budget == all || plan.residency.streamed.size() > streamed_before));
     streamed_before = plan.residency.streamed.size();
     {
@@ -169,7 +182,10 @@ TEST_CASE("phases: texts are the same bits whether T5 stays or streams, and noth
     }
     CHECK(device->memory().ours == 0);
   }
-  CHECK(plan_encoder(text, 0, least).residency.streamed.size() == 14);
+  // The embedding is larger than two slots of what a block takes, so it stays.
+  const std::vector<std::string> streamed = plan_encoder(text, 0, least).residency.streamed;
+  CHECK(streamed.size() == 13);
+  CHECK(std::ranges::find(streamed, "embed") == streamed.end());
 }
 
 TEST_CASE("phases: what runs forward only takes less memory and gives the same bits") {
