@@ -50,7 +50,7 @@ DeviceRates calibrated_rates(Device& device, const Slab& slab, const FluxRun& ru
   const std::string name = key_of(device, slab, run).substr(0, 16) + ".json";
   const std::string path = (fs::path(folder) / "calibration" / name).string();
   if (std::optional<DeviceRates> stored = stored_rates(path, device.name())) return *stored;
-  const DeviceRates rates = measure_rates(device, slab, run);
+  DeviceRates rates = measure_rates(device, slab, run);
   fs::create_directories(fs::path(path).parent_path());
   write_atomically(path, nlohmann::json{{"memory", rates.memory},
                                         {"context", rates.context},

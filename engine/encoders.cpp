@@ -115,7 +115,7 @@ TextStates TextEncoder::encode(const std::string& prompt) {
   return states;
 }
 
-Autoencoder::Autoencoder(Device& device, const std::string& path, Half half, std::vector<PictureSize> sizes,
+Autoencoder::Autoencoder(Device& device, const std::string& path, Half half, const std::vector<PictureSize>& sizes,
                          std::int64_t largest_tile, std::optional<DType> activations)
     : device_(device),
       half_(half),

@@ -89,7 +89,7 @@ class Autoencoder {
   static constexpr std::int64_t kLargestTile = 1024;
 
   // `path`: a checkpoint of the autoencoder in any layout. Nothing is allocated yet.
-  Autoencoder(Device& device, const std::string& path, Half half, std::vector<PictureSize> sizes,
+  Autoencoder(Device& device, const std::string& path, Half half, const std::vector<PictureSize>& sizes,
               std::int64_t largest_tile = kLargestTile, std::optional<DType> activations = std::nullopt);
   Autoencoder(const Autoencoder&) = delete;
   Autoencoder& operator=(const Autoencoder&) = delete;
