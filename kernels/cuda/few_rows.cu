@@ -39,10 +39,28 @@ struct alignas(16) Run {
   W values[kRunOf<W>];
 };
 
+template <class W>
+__device__ void to_floats(const Run<W>& run, float (&to)[kRunOf<W>]) {
+#pragma unroll
+  for (int i = 0; i < kRunOf<W>; ++i) to[i] = to_float(run.values[i]);
+}
+
+// By way of the float 2^23 + 128 + value, whose low byte is value + 128: instructions that convert take four times as
+// long as those that pick bytes and subtract.
+__device__ void to_floats(const Run<std::int8_t>& run, float (&to)[kRunOf<std::int8_t>]) {
+  constexpr unsigned kTwoTo23 = 0x4B000000;  // as a float
+  const auto* words = reinterpret_cast<const unsigned*>(run.values);
+#pragma unroll
+  for (int i = 0; i < kRunOf<std::int8_t>; ++i) {
+    const unsigned bits = __byte_perm(words[i / 4] ^ 0x80808080U, kTwoTo23, 0x7440 | i % 4);
+    to[i] = __uint_as_float(bits) - (0x1p23F + 128.0F);
+  }
+}
+
 // One warp for kOutputs output features, or with kShared a block of warps that share out the input features of one. R:
 // rows held in registers, at least `count`. whole_runs: every row of both is made of aligned runs; then the floats too
 // are loaded in pieces of 16 bytes. Since neighbouring lanes are a run apart, those loads take longer than the weights'
-// unless several outputs use what they brought.
+// unless several outputs use what they brought; there may be several with whole runs only.
 template <int R, int kOutputs, bool kShared, class W>
 __global__ void few_rows_kernel(Flat x, Stored<W> w, int in, int out, int count, float alpha, bool accumulate,
                                 bool whole_runs, Flat y) {
@@ -60,7 +78,7 @@ __global__ void few_rows_kernel(Flat x, Stored<W> w, int in, int out, int count,
 #pragma unroll
     for (int k = 0; k < kOutputs; ++k) {
       const W* row = w.values + min(first + k, out - 1) * w.stride;
-      if (whole_runs) {
+      if (kOutputs > 1 || whole_runs) {
         runs[k] = *reinterpret_cast<const Run<W>*>(row + i);
       } else {
         for (int j = 0; j < kRun && i + j < in; ++j) runs[k].values[j] = row[i + j];
@@ -70,7 +88,7 @@ __global__ void few_rows_kernel(Flat x, Stored<W> w, int in, int out, int count,
     for (int r = 0; r < R; ++r) {
       if (r >= count) break;
       alignas(16) float values[kRun];
-      if (whole_runs) {
+      if (kOutputs > 1 || whole_runs) {
 #pragma unroll
         for (int j = 0; j < kRun; j += 4) {
           *reinterpret_cast<float4*>(values + j) = *reinterpret_cast<const float4*>(x(r) + i + j);
@@ -80,8 +98,10 @@ __global__ void few_rows_kernel(Flat x, Stored<W> w, int in, int out, int count,
       }
 #pragma unroll
       for (int k = 0; k < kOutputs; ++k) {
+        float weights[kRun];
+        to_floats(runs[k], weights);
 #pragma unroll
-        for (int j = 0; j < kRun; ++j) sums[r][k] += to_float(runs[k].values[j]) * values[j];
+        for (int j = 0; j < kRun; ++j) sums[r][k] += weights[j] * values[j];
       }
     }
   }
@@ -201,7 +221,7 @@ void few_rows(ConstView x, const Weight& weight, float alpha, Accumulate accumul
     const auto with_rows = [&]<int R>() {
       if (weight.out() < kFewOutputs) {
         launch(few_rows_kernel<R, 1, true, W>, 1);
-      } else if (weight.out() < kManyOutputs) {
+      } else if (weight.out() < kManyOutputs || !whole_runs) {
         launch(few_rows_kernel<R, 1, false, W>, kWarps);
       } else {
         launch(few_rows_kernel<R, 4, false, W>, 4 * kWarps);
