@@ -9,7 +9,10 @@ namespace squareq::cuda {
 namespace {
 
 constexpr int kWarps = 8;  // of a block
+// Below the first a block computes one output, from the second on a warp computes four: with fewer blocks, most of the
+// device would be idle.
 constexpr std::int64_t kFewOutputs = 1024;
+constexpr std::int64_t kManyOutputs = 8192;
 
 // How a linear layer is stored, for kernels over elements of type W.
 template <class W>
@@ -36,33 +39,56 @@ struct alignas(16) Run {
   W values[kRunOf<W>];
 };
 
-// One warp for each output feature, or with kShared a block of warps that share out the input features. R: rows held in
-// registers, at least `count`. whole_runs: every row of both is made of aligned runs; then the floats too are loaded in
-// pieces of 16 bytes, since neighbouring lanes are a run apart.
-template <int R, bool kShared, class W>
+template <class W>
+__device__ void to_floats(const Run<W>& run, float (&to)[kRunOf<W>]) {
+#pragma unroll
+  for (int i = 0; i < kRunOf<W>; ++i) to[i] = to_float(run.values[i]);
+}
+
+// By way of the float 2^23 + 128 + value, whose low byte is value + 128: instructions that convert take four times as
+// long as those that pick bytes and subtract.
+__device__ void to_floats(const Run<std::int8_t>& run, float (&to)[kRunOf<std::int8_t>]) {
+  constexpr unsigned kTwoTo23 = 0x4B000000;  // as a float
+  const auto* words = reinterpret_cast<const unsigned*>(run.values);
+#pragma unroll
+  for (int i = 0; i < kRunOf<std::int8_t>; ++i) {
+    const unsigned bits = __byte_perm(words[i / 4] ^ 0x80808080U, kTwoTo23, 0x7440 | i % 4);
+    to[i] = __uint_as_float(bits) - (0x1p23F + 128.0F);
+  }
+}
+
+// One warp for kOutputs output features, or with kShared a block of warps that share out the input features of one. R:
+// rows held in registers, at least `count`. whole_runs: every row of both is made of aligned runs; then the floats too
+// are loaded in pieces of 16 bytes. Since neighbouring lanes are a run apart, those loads take longer than the weights'
+// unless several outputs use what they brought; there may be several with whole runs only.
+template <int R, int kOutputs, bool kShared, class W>
 __global__ void few_rows_kernel(Flat x, Stored<W> w, int in, int out, int count, float alpha, bool accumulate,
                                 bool whole_runs, Flat y) {
+  static_assert(!kShared || kOutputs == 1);
   constexpr int kRun = kRunOf<W>;
   __shared__ float shared[kWarps][R];
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
-  const int o = kShared ? blockIdx.x : blockIdx.x * kWarps + warp;
-  if (o >= out) return;
-  float sums[R] = {};
-  const W* row = w.values + o * w.stride;
+  const int first = kShared ? blockIdx.x : (blockIdx.x * kWarps + warp) * kOutputs;
+  if (first >= out) return;
+  float sums[R][kOutputs] = {};
 #pragma unroll 2
   for (int i = (kShared ? threadIdx.x : lane) * kRun; i < in; i += (kShared ? kWarps : 1) * kWarp * kRun) {
-    Run<W> run{};
-    if (whole_runs) {
-      run = *reinterpret_cast<const Run<W>*>(row + i);
-    } else {
-      for (int j = 0; j < kRun && i + j < in; ++j) run.values[j] = row[i + j];
+    Run<W> runs[kOutputs] = {};
+#pragma unroll
+    for (int k = 0; k < kOutputs; ++k) {
+      const W* row = w.values + min(first + k, out - 1) * w.stride;
+      if (kOutputs > 1 || whole_runs) {
+        runs[k] = *reinterpret_cast<const Run<W>*>(row + i);
+      } else {
+        for (int j = 0; j < kRun && i + j < in; ++j) runs[k].values[j] = row[i + j];
+      }
     }
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       if (r >= count) break;
       alignas(16) float values[kRun];
-      if (whole_runs) {
+      if (kOutputs > 1 || whole_runs) {
 #pragma unroll
         for (int j = 0; j < kRun; j += 4) {
           *reinterpret_cast<float4*>(values + j) = *reinterpret_cast<const float4*>(x(r) + i + j);
@@ -71,26 +97,37 @@ __global__ void few_rows_kernel(Flat x, Stored<W> w, int in, int out, int count,
         for (int j = 0; j < kRun; ++j) values[j] = i + j < in ? x(r)[i + j] : 0.0F;
       }
 #pragma unroll
-      for (int j = 0; j < kRun; ++j) sums[r] += to_float(run.values[j]) * values[j];
+      for (int k = 0; k < kOutputs; ++k) {
+        float weights[kRun];
+        to_floats(runs[k], weights);
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) sums[r][k] += weights[j] * values[j];
+      }
     }
   }
 #pragma unroll
   for (int r = 0; r < R; ++r) {
-    sums[r] = group_sum(sums[r]);
-    if (kShared && lane == 0) shared[warp][r] = sums[r];
+#pragma unroll
+    for (int k = 0; k < kOutputs; ++k) sums[r][k] = group_sum(sums[r][k]);
+    if (kShared && lane == 0) shared[warp][r] = sums[r][0];
   }
   if constexpr (kShared) __syncthreads();
   if (lane != 0 || (kShared && warp != 0)) return;
-  const float scale = alpha * (w.scales != nullptr ? w.scales[o] : 1.0F);
 #pragma unroll
-  for (int r = 0; r < R; ++r) {
-    if (r >= count) break;
-    float sum = sums[r];
-    for (int k = 1; kShared && k < kWarps; ++k) sum += shared[k][r];
-    float result = sum * scale;
-    if (w.bias) result += w.bias.value(0, 0, o);
-    if (accumulate) result += y(r)[o];
-    y(r)[o] = result;
+  for (int k = 0; k < kOutputs; ++k) {
+    const int o = first + k;
+    if (o >= out) return;
+    const float scale = alpha * (w.scales != nullptr ? w.scales[o] : 1.0F);
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (r >= count) break;
+      float sum = sums[r][k];
+      for (int other = 1; kShared && other < kWarps; ++other) sum += shared[other][r];
+      float result = sum * scale;
+      if (w.bias) result += w.bias.value(0, 0, o);
+      if (accumulate) result += y(r)[o];
+      y(r)[o] = result;
+    }
   }
 }
 
@@ -169,22 +206,26 @@ void few_rows(ConstView x, const Weight& weight, float alpha, Accumulate accumul
   const std::int64_t rows = x.batch * x.rows;
   require(rows <= kFewRows && x.cols == weight.in() && y.cols == weight.out(), "few_rows: shapes");
   if (rows == 0) return;
-  // A warp for each output would leave most of the device idle where there are not many.
-  const bool shared = weight.out() < kFewOutputs;
-  const unsigned blocks = shared ? static_cast<unsigned>(weight.out()) : ceil_div(weight.out(), kWarps);
   with_stored(weight, [&](auto w) {
     using W = std::remove_cvref_t<decltype(*w.values)>;
     const bool whole_runs = weight.in() % kRunOf<W> == 0 && w.stride % kRunOf<W> == 0 &&
                             reinterpret_cast<std::uintptr_t>(w.values) % sizeof(Run<W>) == 0 &&
                             reinterpret_cast<std::uintptr_t>(x.data) % sizeof(float4) == 0 && x.row_stride % 4 == 0 &&
                             x.batch_stride % 4 == 0;
-    const auto launch = [&](auto kernel) {
+    const auto launch = [&](auto kernel, std::int64_t outputs) {  // of a block
+      const unsigned blocks = ceil_div(weight.out(), outputs);
       kernel<<<blocks, kWarp * kWarps, 0, stream>>>(flat(x), w, static_cast<int>(weight.in()),
                                                     static_cast<int>(weight.out()), static_cast<int>(rows), alpha,
                                                     accumulate == Accumulate::kYes, whole_runs, flat(y));
     };
     const auto with_rows = [&]<int R>() {
-      shared ? launch(few_rows_kernel<R, true, W>) : launch(few_rows_kernel<R, false, W>);
+      if (weight.out() < kFewOutputs) {
+        launch(few_rows_kernel<R, 1, true, W>, 1);
+      } else if (weight.out() < kManyOutputs || !whole_runs) {
+        launch(few_rows_kernel<R, 1, false, W>, kWarps);
+      } else {
+        launch(few_rows_kernel<R, 4, false, W>, 4 * kWarps);
+      }
     };
     if (rows == 1) return with_rows.template operator()<1>();
     if (rows <= 4) return with_rows.template operator()<4>();

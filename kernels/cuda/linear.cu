@@ -223,8 +223,8 @@ void CudaOps::adapter_gradients(const LinearBackward& p, const ConstView& dy, co
   project_down(dy, adapters.stacked.b, adapters.du, stream_);
   keep_ranks(p.lora, adapters.du);
   if (!adapters.da) return;
+  sum_outer(adapters.u, dy, adapters.db, stream_);  // first, since dy has just been read
   sum_outer(adapters.du, adapters.x, adapters.da, stream_);
-  sum_outer(adapters.u, dy, adapters.db, stream_);
   add_adapter_gradients(p.lora, adapters.da, adapters.db, stream_);
 }
 

@@ -134,10 +134,11 @@ void CudaOps::linear_backward_fused(const LinearBackward& p, bool int8) {
   if (scratch.rehearsing()) return;
 
   convert_all(conversions);
+  // The sums run over the weight's rows, so their scales belong to dy. All that reads dy follows each other: the next
+  // one finds some of it in the cache.
+  if (int8) quantise(dy, p.weight.scales, quantised);
   if (adapted) adapter_gradients(p, dy, adapters);
   if (int8) {
-    // The sums run over the weight's rows, so their scales belong to dy.
-    quantise(dy, p.weight.scales, quantised);
     const ProfileSpan span = timed(KernelFamily::kConversion, traffic({p.weight.values, converted}));
     transpose_int8(p.weight.values, converted, stream_);
   } else if (converted) {

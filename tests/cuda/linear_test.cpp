@@ -239,6 +239,10 @@ TEST_CASE("linear on few rows: CUDA and CPU agree") {
     }
   }
   run({.batch = 2, .rows = 1, .x = DType::F32, .y = DType::F32, .accumulate = Accumulate::kYes});
+  for (const std::int64_t out : {1030, 8203}) {
+    run({.batch = 3, .rows = 1, .in = 112, .out = out, .x = DType::F32, .y = DType::F32});
+    run({.batch = 1, .rows = 1, .in = 37, .out = out, .x = DType::F32, .y = DType::F32});
+  }
 }
 
 }  // namespace squareq::test
