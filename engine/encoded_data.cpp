@@ -100,9 +100,9 @@ PictureSize EncodedData::size_of(const Sample& sample) const {
   return {.height = bucket.height, .width = bucket.width};
 }
 
-std::unique_ptr<Autoencoder> EncodedData::open_encoder(Device& device, std::vector<PictureSize> sizes,
+std::unique_ptr<Autoencoder> EncodedData::open_encoder(Device& device, const std::vector<PictureSize>& sizes,
                                                        std::optional<DType> activations) const {
-  return std::make_unique<Autoencoder>(device, parts_.vae, Autoencoder::Half::kEncoder, std::move(sizes),
+  return std::make_unique<Autoencoder>(device, parts_.vae, Autoencoder::Half::kEncoder, sizes,
                                        Autoencoder::kLargestTile, activations);
 }
 

@@ -29,7 +29,7 @@ class EncodedData {
   PictureSize size_of(const Sample& sample) const;
 
   // What encodes pictures of these sizes, without memory yet. activations: see Autoencoder.
-  std::unique_ptr<Autoencoder> open_encoder(Device& device, std::vector<PictureSize> sizes,
+  std::unique_ptr<Autoencoder> open_encoder(Device& device, const std::vector<PictureSize>& sizes,
                                             std::optional<DType> activations) const;
 
   // Encodes these samples, with progress on the console. Pictures are decoded by all threads ahead of need; what is
