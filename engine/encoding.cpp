@@ -25,7 +25,7 @@ Encoding::Encoding(Device& device, std::vector<const EncodedData*> data, const C
   }
   missing_texts_ = texts_.missing(std::move(more_texts));
   if (!missing_texts_.empty()) text_encoder_ = texts_.open_encoder(device, activations);
-  if (!sizes.empty()) picture_encoder_ = data_.front()->open_encoder(device, std::move(sizes), activations);
+  if (!sizes.empty()) picture_encoder_ = data_.front()->open_encoder(device, sizes, activations);
 }
 
 std::vector<EncoderSizes> Encoding::sizes(std::optional<std::size_t> scratch) {
