@@ -65,7 +65,7 @@ DeviceRates measure_rates(Device& device, const Slab& slab, const FluxRun& run) 
   FluxRun part = run;
   part.blocks_of_each_kind = 1;
   part.keep = Keep::kAll;
-  part.kept.clear();
+  part.kept = {};
   part.residency = {};
   part.forward_only.clear();
   part.guests.clear();

@@ -34,7 +34,7 @@ struct FluxRun {
   std::vector<Guest> guests;
   flux::Wanted wanted;
   Keep keep = Keep::kNothing;
-  std::set<std::string> kept;  // see Runner
+  KeptStages kept;
   Residency residency;
   std::vector<LoraTarget> lora;
   LoraMemory lora_memory;
@@ -129,7 +129,7 @@ class FluxEngine {
   SlabStore store_;
   LoraSet lora_;
   Keep keep_;
-  std::set<std::string> kept_;
+  KeptStages kept_;
   std::size_t with_backward_ = 0;  // of shapes_, the first ones
   std::vector<FluxRun::Guest> guests_;
   std::vector<Shape> shapes_;  // stages refer into it, so its size stays

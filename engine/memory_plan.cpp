@@ -34,9 +34,9 @@ std::vector<std::size_t> spread(std::size_t n) {
 
 // One way to spend the memory.
 struct Choice {
-  std::size_t kept = 0;               // blocks that keep their activations, evenly spread
-  std::size_t slots = 0;              // 0: nothing streams
-  std::vector<bool> resident, keeps;  // by stage
+  std::size_t slots = 0;  // 0: nothing streams
+  // By stage: do its weights stay, does it keep all that it saved, or only what attention gave?
+  std::vector<bool> resident, keeps, keeps_attention;
   std::size_t bytes = 0;
   double seconds = std::numeric_limits<double>::infinity();
 };
@@ -55,13 +55,19 @@ class Planner {
 
   Choice best(std::size_t budget) const {
     Choice best;
-    const bool all_kept = run_.keep == Keep::kAll;
-    for (std::size_t kept = all_kept ? blocks_.size() : 0; kept <= blocks_.size(); ++kept) {
+    const auto consider = [&](std::size_t kept, std::size_t attention) {
       for (const std::size_t slots : {0U, 4U, 6U, 8U, 12U, 16U, 24U, 32U, 48U, 64U}) {
-        const Choice choice = make(kept, slots, budget);
+        const Choice choice = make(kept, attention, slots, budget);
         if (choice.bytes <= budget && choice.seconds < best.seconds) best = choice;
       }
+    };
+    const std::size_t n = blocks_.size();
+    if (run_.keep != Keep::kAll) {
+      // A byte for results of attention saves several times the work of one for anything else.
+      for (std::size_t attention = 0; attention < n; ++attention) consider(0, attention);
+      for (std::size_t kept = 0; kept < n; ++kept) consider(kept, n - kept);
     }
+    consider(n, 0);
     return best;
   }
 
@@ -69,7 +75,8 @@ class Planner {
     Choice choice{.slots = wanted.slots};
     for (const RunSizes::StageSize& stage : sizes_.stages) {
       choice.resident.push_back(!wanted.streamed.contains(stage.id));
-      choice.keeps.push_back(!stage.recomputable || wanted.kept.contains(stage.id));
+      choice.keeps.push_back(!stage.recomputable || wanted.kept.all.contains(stage.id));
+      choice.keeps_attention.push_back(!choice.keeps.back() && wanted.kept.attention.contains(stage.id));
     }
     choice.bytes = fixed_ + region(choice) + choice.slots * slot_ + resident_bytes(choice);
     choice.seconds = seconds(choice);
@@ -79,8 +86,8 @@ class Planner {
   // What takes the least memory. Few or small blocks may take less than slots.
   Choice smallest() const {
     const std::size_t kept = run_.keep == Keep::kAll ? blocks_.size() : 0;
-    Choice streamed = make(kept, kFewestSlots, 0);
-    Choice resident = make(kept, 0, 0);
+    Choice streamed = make(kept, 0, kFewestSlots, 0);
+    Choice resident = make(kept, 0, 0, 0);
     return streamed.bytes < resident.bytes ? streamed : resident;
   }
 
@@ -93,6 +100,7 @@ class Planner {
       for (std::size_t i = 0; i < sizes_.stages.size(); ++i) {
         const std::size_t saved = sizes_.stages[i].saved[sequence];
         own += sizes_.stages[i].lasting[sequence];
+        if (choice.keeps_attention[i]) own += sizes_.stages[i].attention[sequence];
         if (choice.keeps[i]) {
           own += saved;
         } else {
@@ -120,13 +128,17 @@ class Planner {
  private:
   bool is_block(std::size_t i) const { return sizes_.stages[i].recomputable; }
 
-  Choice make(std::size_t kept, std::size_t slots, std::size_t budget) const {
+  // `kept` blocks keep all, `attention` more the results of attention, all evenly spread.
+  Choice make(std::size_t kept, std::size_t attention, std::size_t slots, std::size_t budget) const {
     const std::size_t n = sizes_.stages.size();
-    Choice choice{.kept = kept, .slots = slots, .resident = std::vector<bool>(n, slots == 0), .keeps = {}};
-    choice.keeps.assign(n, false);
+    Choice choice{.slots = slots,
+                  .resident = std::vector<bool>(n, slots == 0),
+                  .keeps = std::vector<bool>(n, false),
+                  .keeps_attention = std::vector<bool>(n, false)};
     for (const std::size_t i : others_) choice.keeps[i] = true;
     const std::vector<std::size_t> order = spread(blocks_.size());
     for (std::size_t k = 0; k < kept; ++k) choice.keeps[blocks_[order[k]]] = true;
+    for (std::size_t k = kept; k < kept + attention; ++k) choice.keeps_attention[blocks_[order[k]]] = true;
     choice.bytes = fixed_ + region(choice) + slots * slot_ + resident_bytes(choice);
     // The rest of the budget goes to weights, first of those that are used in both passes.
     const auto stay = [&](std::size_t i) {
@@ -154,8 +166,9 @@ class Planner {
     for (std::size_t i = sizes_.stages.size(); i-- > 0;) {
       const RunSizes::StageSize& stage = sizes_.stages[i];
       if (!stage.weights_in_backward) continue;
-      const double again = choice.keeps[i] ? 0.0 : stage.work.forward() / rates_.forward;
-      add(i, again + stage.work.backward() / rates_.backward);
+      double again = choice.keeps[i] ? 0.0 : stage.work.forward();
+      if (choice.keeps_attention[i]) again = stage.work.products;
+      add(i, again / rates_.forward + stage.work.backward() / rates_.backward);
     }
     return predict_step(step, choice.slots, rates_.copies);
   }
@@ -215,7 +228,8 @@ void add_training(MemoryPlan& plan, const Slab& slab, const FluxRun& run, const 
   plan.residency.streamed.clear();
   for (std::size_t i = 0; i < sizes.stages.size(); ++i) {
     if (!choice.resident[i]) plan.residency.streamed.push_back(sizes.stages[i].id);
-    if (choice.keeps[i] && sizes.stages[i].recomputable) plan.kept.insert(sizes.stages[i].id);
+    if (choice.keeps[i] && sizes.stages[i].recomputable) plan.kept.all.insert(sizes.stages[i].id);
+    if (choice.keeps_attention[i]) plan.kept.attention.insert(sizes.stages[i].id);
   }
   const bool streams = !plan.residency.streamed.empty();
   plan.residency.slots = streams ? choice.slots : 0;
@@ -235,7 +249,8 @@ void add_training(MemoryPlan& plan, const Slab& slab, const FluxRun& run, const 
   for (const RunSizes::Other& other : sizes.others) add(other.phase.name, other.bytes);
   plan.phases.push_back(saving);
   plan.summary += summary_of("training", sizes.stages.size(), plan.residency) +
-                  fmt::format("; {} of {} blocks keep their activations\n", plan.kept.size(), planner.blocks());
+                  fmt::format("; of {} blocks {} keep their activations, {} those of attention\n", planner.blocks(),
+                              plan.kept.all.size(), plan.kept.attention.size());
 }
 
 }  // namespace
@@ -289,6 +304,9 @@ RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
     layout(carver);
     return carver.used();
   };
+  const auto lasting = [&](const Stage& stage, bool attention) {
+    return stage.lasting ? measure([&](Carver& carver) { stage.lasting(carver, attention); }) : 0;
+  };
   sizes.adapters = measure([&](Carver& carver) { lora.layout(carver); });
   const auto other = [&](const PhaseName& phase, std::size_t bytes) {
     const auto known = std::ranges::find(sizes.others, phase.name, [](const auto& o) { return o.phase.name; });
@@ -306,8 +324,7 @@ RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
     if (sequence >= run.sequences.size()) {
       std::size_t largest = 0;
       for (const Stage& stage : stages) {
-        const std::size_t lasting = stage.lasting ? measure(stage.lasting) : 0;
-        largest = std::max(largest, measure(stage.saved) + lasting);
+        largest = std::max(largest, measure(stage.saved) + lasting(stage, false));
       }
       other(run.forward_only[sequence - run.sequences.size()].phase, shared + largest);
       continue;
@@ -322,7 +339,8 @@ RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
       size.weights_in_backward = stages[i].has_backward && stages[i].weights_in_backward;
       if (stages[i].work.forward() > size.work.forward()) size.work = stages[i].work;
       size.saved.push_back(measure(stages[i].saved));
-      size.lasting.push_back(stages[i].lasting ? measure(stages[i].lasting) : 0);
+      size.lasting.push_back(lasting(stages[i], false));
+      size.attention.push_back(lasting(stages[i], true) - size.lasting.back());
     }
   }
   for (const FluxRun::Guest& guest : run.guests) other(guest.phase, measure(guest.work.layout));

@@ -38,8 +38,9 @@ struct RunSizes {
     std::size_t weights = 0;
     bool recomputable = false;
     bool weights_in_backward = false;
-    StageWork work;                           // of the largest sequence
-    std::vector<std::size_t> saved, lasting;  // by sequence
+    StageWork work;  // of the largest sequence
+    // By sequence; `attention`: what lasts more if the results of attention do.
+    std::vector<std::size_t> saved, lasting, attention;
   };
   // What uses the place of the activations at other times.
   struct Other {
@@ -75,7 +76,7 @@ EncoderPlan plan_encoder(const EncoderSizes& sizes, std::size_t context, std::si
 
 struct MemoryPlan {
   Residency residency;
-  std::set<std::string> kept;
+  KeptStages kept;
   std::map<std::string, Residency> encoders;  // by phase, where weights may stream
   std::vector<Phase> phases;                  // in order
   std::size_t budget = 0;
@@ -94,7 +95,7 @@ MemoryPlan plan_memory(const Slab& slab, const FluxRun& run, const RunSizes& siz
 
 // What a run may be told to do with its weights and activations.
 struct PlanChoice {
-  std::set<std::string> kept;      // blocks that keep their activations
+  KeptStages kept;
   std::set<std::string> streamed;  // stages
   std::size_t slots = 0;
 };

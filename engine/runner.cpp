@@ -3,11 +3,11 @@
 #include <algorithm>
 
 namespace squareq {
-Runner::Runner(Device& device, SlabStore& store, std::vector<Stage> stages, Keep keep, std::set<std::string> kept)
+Runner::Runner(Device& device, SlabStore& store, std::vector<Stage> stages, Keep keep, KeptStages kept)
     : device_(device), store_(store), stages_(std::move(stages)), keep_(keep), kept_(std::move(kept)) {}
 
 bool Runner::shares(const Stage& stage) const {
-  return keep_ == Keep::kNothing || (keep_ == Keep::kCheckpoint && stage.recomputable && !kept_.contains(stage.id));
+  return keep_ == Keep::kNothing || (keep_ == Keep::kCheckpoint && stage.recomputable && !kept_.all.contains(stage.id));
 }
 
 void Runner::layout(Carver& carver) {
@@ -19,11 +19,11 @@ void Runner::layout(Carver& carver) {
     } else {
       stage.saved(carver);
     }
-    if (lasts && stage.lasting) stage.lasting(carver);
+    if (lasts && stage.lasting) stage.lasting(carver, shares(stage) && kept_.attention.contains(stage.id));
   }
   carver.take_alternatives(sharing.size(), [&](std::size_t i) {
     sharing[i]->saved(carver);
-    if (!lasts && sharing[i]->lasting) sharing[i]->lasting(carver);
+    if (!lasts && sharing[i]->lasting) sharing[i]->lasting(carver, false);
   });
 }
 

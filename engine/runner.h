@@ -19,6 +19,12 @@ enum class Keep {
   kAll,         // every stage keeps what it saved
 };
 
+// Ids of recomputable stages that keep more than the others (kCheckpoint).
+struct KeptStages {
+  std::set<std::string> all;        // everything that they saved
+  std::set<std::string> attention;  // what attention gave
+};
+
 // Time of one stage in one pass, on the device.
 struct StageTime {
   const Stage* stage = nullptr;
@@ -29,8 +35,7 @@ struct StageTime {
 
 class Runner {
  public:
-  // `kept`: ids of recomputable stages that keep what they saved although the others do not (kCheckpoint).
-  Runner(Device& device, SlabStore& store, std::vector<Stage> stages, Keep keep, std::set<std::string> kept = {});
+  Runner(Device& device, SlabStore& store, std::vector<Stage> stages, Keep keep, KeptStages kept = {});
 
   // Carves what the stages save (see Carver).
   void layout(Carver& carver);
@@ -69,7 +74,7 @@ class Runner {
   SlabStore& store_;
   std::vector<Stage> stages_;
   Keep keep_;
-  std::set<std::string> kept_;
+  KeptStages kept_;
   bool measuring_ = false;
   std::vector<Mark> marks_;
 };

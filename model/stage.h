@@ -50,9 +50,9 @@ struct Stage {
   StageWork work;                   // of blocks; the rest takes no time to speak of
   std::function<void(WeightVisitor&)> weights;
   std::function<void(Carver&)> saved;  // carves what forward saves (and its scratch)
-  // Carves what a recomputation does not compute again, since it is small: it has memory of its own until backward. Of
-  // recomputable stages; may be empty.
-  std::function<void(Carver&)> lasting;
+  // Carves what a recomputation does not compute again, which has memory of its own until backward: what is small, and
+  // the result of attention if that is to last too. Of recomputable stages; may be empty.
+  std::function<void(Carver&, bool attention)> lasting;
   std::function<void(Ops&, Pass)> forward;
   std::function<void(Ops&)> backward;
 };

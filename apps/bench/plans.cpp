@@ -32,12 +32,16 @@ PlanChoice all_streamed(const RunSizes& sizes) {
   return choice;
 }
 
-// Some blocks that keep, some slots, and some of the stages on the device.
+// Some blocks that keep all, some that keep attention's results, some slots, and some of the stages on the device.
 PlanChoice random_choice(const RunSizes& sizes, std::mt19937_64& numbers) {
   PlanChoice choice = all_streamed(sizes);
   std::vector<std::string> blocks = blocks_of(sizes);
   std::shuffle(blocks.begin(), blocks.end(), numbers);
-  choice.kept.insert(blocks.begin(), blocks.begin() + static_cast<std::ptrdiff_t>(numbers() % (blocks.size() + 1)));
+  const auto first = [&](std::size_t most) {
+    return blocks.begin() + static_cast<std::ptrdiff_t>(numbers() % (most + 1));
+  };
+  choice.kept.all.insert(blocks.begin(), first(blocks.size()));
+  choice.kept.attention.insert(blocks.begin(), first(blocks.size()));  // where both say so, all
   choice.slots = 4 + numbers() % 61;
   std::vector<std::string> stages(choice.streamed.begin(), choice.streamed.end());
   std::shuffle(stages.begin(), stages.end(), numbers);
@@ -72,17 +76,18 @@ int run_plans(const SpeedOptions& speed, int random) {
   plans.emplace_back("all on the device, all recomputed", plan({}));
   PlanChoice streamed = all_streamed(sizes);
   for (const std::string& block : blocks_of(sizes)) {
-    streamed.kept.insert(block);
-    if (plan(streamed).total() > budget) streamed.kept.erase(block);
+    streamed.kept.all.insert(block);
+    if (plan(streamed).total() > budget) streamed.kept.all.erase(block);
   }
-  plans.emplace_back(fmt::format("all streamed, {} blocks keep", streamed.kept.size()), plan(streamed));
+  plans.emplace_back(fmt::format("all streamed, {} blocks keep all", streamed.kept.all.size()), plan(streamed));
   std::mt19937_64 numbers(1);  // NOLINT(cert-msc51-cpp): the same choices every time
   for (int i = 0; i < random;) {
     const PlanChoice choice = random_choice(sizes, numbers);
     MemoryPlan candidate = plan(choice);
     if (candidate.total() > budget) continue;
-    plans.emplace_back(fmt::format("random {}: {} streamed, {} slots, {} blocks keep", ++i, choice.streamed.size(),
-                                   choice.slots, choice.kept.size()),
+    const KeptStages& kept = candidate.kept;
+    plans.emplace_back(fmt::format("random {}: {} streamed, {} slots, {} blocks keep all, {} attention", ++i,
+                                   choice.streamed.size(), choice.slots, kept.all.size(), kept.attention.size()),
                        std::move(candidate));
   }
 

@@ -19,6 +19,12 @@ struct AttentionSaved {
   View log_sum_exp;  // [B, H, L]
 };
 
+// Copies of the results of attention that last until a recomputation, or nothing.
+struct LastingAttention {
+  View o;            // [B, L, h]
+  View log_sum_exp;  // [B, H, L]
+};
+
 struct DoubleBlock {
   struct Stream {
     Linear qkv, proj, mlp0, mlp2;
@@ -31,6 +37,7 @@ struct DoubleBlock {
   bool input_gradient = true;     // does anything below this block need a gradient?
   std::array<Stream, 2> streams;  // img, txt
   AttentionSaved saved;
+  LastingAttention lasting;
   View mid;  // [B, L, h] after the attention residual
   View n2;   // [B, L, h] normalised and modulated again
 };
@@ -43,6 +50,7 @@ struct SingleBlock {
   Linear linear1, linear2;
   ConstView query_norm, key_norm;
   AttentionSaved saved;
+  LastingAttention lasting;
   View y;  // output before the gate; saved only if the gate needs a gradient
 };
 
@@ -54,11 +62,11 @@ void weights(WeightVisitor& visitor, const State& state, SingleBlock& block);
 
 void layout(Carver& carver, const State& state, DoubleBlock& block);
 void layout(Carver& carver, const State& state, SingleBlock& block);
-// What the adapters save.
-void lasting_layout(Carver& carver, const State& state, DoubleBlock& block);
-void lasting_layout(Carver& carver, const State& state, SingleBlock& block);
+// What the adapters save, and with `attention` what attention gives.
+void lasting_layout(Carver& carver, const State& state, DoubleBlock& block, bool attention);
+void lasting_layout(Carver& carver, const State& state, SingleBlock& block, bool attention);
 
-// x[index + 1] = block(x[index]); a recomputation skips that last product.
+// x[index + 1] = block(x[index]); a recomputation skips that last product, and attention if its results lasted.
 void forward(Ops& ops, const State& state, const DoubleBlock& block, Pass pass);
 void forward(Ops& ops, const State& state, const SingleBlock& block, Pass pass);
 

@@ -28,6 +28,11 @@ inline AttentionSaved layout_attention(Carver& carver, const State& s) {
   return saved;
 }
 
+inline LastingAttention lasting_attention(Carver& carver, const State& s) {
+  return {.o = carver.take(s.activations, s.batch, s.tokens(), s.hidden()),
+          .log_sum_exp = carver.take(DType::F32, s.batch, s.shape.heads, s.tokens())};
+}
+
 // RMS norm and RoPE of the queries and keys of rows [begin, begin + rows).
 inline void normalise_queries_keys(Ops& ops, const State& s, const AttentionSaved& a, ConstView query_norm,
                                    ConstView key_norm, std::int64_t begin, std::int64_t rows) {
@@ -58,8 +63,14 @@ inline void normalise_queries_keys_backward(Ops& ops, const State& s, const Atte
 
 inline float attention_scale(const State& s) { return 1.0F / std::sqrt(static_cast<float>(s.shape.head_dim)); }
 
-inline void attend(Ops& ops, const State& s, const AttentionSaved& a) {
+inline void attend(Ops& ops, const State& s, const AttentionSaved& a, const LastingAttention& lasting, Pass pass) {
   const std::int64_t h = s.hidden();
+  const View o = a.cat.col_slice(0, h);
+  if (lasting.o && pass == Pass::kRecompute) {
+    ops.copy(lasting.o, o, Accumulate::kNo);
+    ops.copy(lasting.log_sum_exp, a.log_sum_exp, Accumulate::kNo);
+    return;
+  }
   ops.attention({.q = a.q,
                  .k = a.k,
                  .v = a.z.col_slice(2 * h, h),
@@ -67,8 +78,11 @@ inline void attend(Ops& ops, const State& s, const AttentionSaved& a) {
                  .scale = attention_scale(s),
                  .valid_keys = s.text_valid,
                  .masked_end = s.sequence.text,
-                 .o = a.cat.col_slice(0, h),
+                 .o = o,
                  .log_sum_exp = a.log_sum_exp});
+  if (!lasting.o) return;
+  ops.copy(o, lasting.o, Accumulate::kNo);
+  ops.copy(a.log_sum_exp, lasting.log_sum_exp, Accumulate::kNo);
 }
 
 // Gradients of q, k and v into the first three columns of state.dz, from that of the attention output in state.dcat.

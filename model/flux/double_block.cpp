@@ -65,7 +65,8 @@ void layout(Carver& carver, const State& s, DoubleBlock& block) {
   }
 }
 
-void lasting_layout(Carver& carver, const State& s, DoubleBlock& block) {
+void lasting_layout(Carver& carver, const State& s, DoubleBlock& block, bool attention) {
+  block.lasting = attention ? lasting_attention(carver, s) : LastingAttention{};
   for (std::size_t i = 0; i < 2; ++i) {
     DoubleBlock::Stream& stream = block.streams[i];
     for (Linear* linear : {&stream.qkv, &stream.proj, &stream.mlp0, &stream.mlp2}) {
@@ -91,7 +92,7 @@ void forward(Ops& ops, const State& s, const DoubleBlock& block, Pass pass) {
     stream.qkv.forward(ops, n1, a.z.row_slice(begin, rows).col_slice(0, 3 * h), pass);
     normalise_queries_keys(ops, s, a, stream.query_norm, stream.key_norm, begin, rows);
   }
-  attend(ops, s, a);
+  attend(ops, s, a, block.lasting, pass);
   for (std::size_t i = 0; i < 2; ++i) {
     const DoubleBlock::Stream& stream = block.streams[i];
     const auto [begin, rows] = rows_of(s, i);

@@ -34,7 +34,8 @@ void layout(Carver& carver, const State& s, SingleBlock& block) {
   if (block.modulation_gradient) block.y = carver.take(s.activations, s.batch, s.tokens(), s.hidden());
 }
 
-void lasting_layout(Carver& carver, const State& s, SingleBlock& block) {
+void lasting_layout(Carver& carver, const State& s, SingleBlock& block, bool attention) {
+  block.lasting = attention ? lasting_attention(carver, s) : LastingAttention{};
   for (Linear* linear : {&block.linear1, &block.linear2}) {
     linear->layout(carver, s.activations, s.batch, s.tokens());
   }
@@ -56,7 +57,7 @@ void forward(Ops& ops, const State& s, const SingleBlock& block, Pass pass) {
               .act = a.cat.col_slice(h, s.shape.mlp_hidden),
               .gelu_begin = 3 * h});
   normalise_queries_keys(ops, s, a, block.query_norm, block.key_norm, 0, s.tokens());
-  attend(ops, s, a);
+  attend(ops, s, a, block.lasting, pass);
   ops.linear({.x = a.cat,
               .weight = block.linear2.weight,
               .lora = block.linear2.lora,

@@ -265,7 +265,7 @@ Stage make_block_stage(State& s, const std::string& id, Block block, bool has_ba
           .work = work_of(s, *shared),
           .weights = [shared, &s](WeightVisitor& visitor) { weights(visitor, s, *shared); },
           .saved = [shared, &s](Carver& carver) { layout(carver, s, *shared); },
-          .lasting = [shared, &s](Carver& carver) { lasting_layout(carver, s, *shared); },
+          .lasting = [shared, &s](Carver& carver, bool attention) { lasting_layout(carver, s, *shared, attention); },
           .forward = [shared, &s](Ops& ops, Pass pass) { forward(ops, s, *shared, pass); },
           .backward = [shared, &s](Ops& ops) { backward(ops, s, *shared); }};
 }

@@ -104,6 +104,32 @@ TEST_CASE("gradients accumulate over batches of different shapes") {
   CHECK(relative_l2(both, second) >= 0.1);
 }
 
+TEST_CASE("what a block keeps does not change the gradients") {
+  const Setup setup;
+  FluxRun run = setup.run({make_sequence(5, {.rows = 2, .cols = 3})});
+  struct Outcome {
+    std::vector<float> result;
+    std::size_t bytes = 0;
+  };
+  const auto outcome = [&](KeptStages kept) {
+    run.kept = std::move(kept);
+    FluxEngine engine(*setup.device, *setup.slab, run);
+    engine.initialise_lora(LoraInit::kKaiming, 1);
+    engine.zero_gradients();
+    return Outcome{pass(engine), engine.arena().bytes()};
+  };
+  const Outcome nothing = outcome({});
+  const Outcome attention = outcome({.all = {}, .attention = {"double_blocks.0", "single_blocks.0"}});
+  const Outcome all = outcome({.all = {"double_blocks.0", "single_blocks.0"}, .attention = {}});
+  const Outcome mixed = outcome({.all = {"double_blocks.0"}, .attention = {"double_blocks.0", "single_blocks.0"}});
+  CHECK(attention.result == nothing.result);
+  CHECK(all.result == nothing.result);
+  CHECK(mixed.result == nothing.result);
+  CHECK(nothing.bytes < attention.bytes);
+  CHECK(attention.bytes < mixed.bytes);
+  CHECK(mixed.bytes < all.bytes);
+}
+
 namespace {
 
 // Ids of every `every`-th stage, from the first on; all large ones if every is 1.

@@ -94,7 +94,7 @@ struct FluxHarness {
     stages = flux::stages(state, lora);
     for (const Stage& stage : stages) {
       stage.saved(carver);
-      if (stage.lasting) stage.lasting(carver);
+      if (stage.lasting) stage.lasting(carver, false);
     }
   }
   void forward() {
