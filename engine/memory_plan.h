@@ -9,6 +9,7 @@
 
 #include "engine/flux_engine.h"
 #include "engine/phase.h"
+#include "engine/run_sizes.h"
 
 namespace squareq {
 
@@ -30,31 +31,6 @@ DeviceRates measure_rates(Device& device, const Slab& slab, const FluxRun& run);
 
 // "rtx3090", "rtx3080-10gb", ... ConfigError lists the names if there is no such card.
 DeviceRates card_rates(const std::string& name);
-
-// Sizes of a run, from the layouts that the engine carves.
-struct RunSizes {
-  struct StageSize {
-    std::string id;
-    std::size_t weights = 0;
-    bool recomputable = false;
-    bool weights_in_backward = false;
-    StageWork work;  // of the largest sequence
-    // By sequence; `attention`: what lasts more if the results of attention do.
-    std::vector<std::size_t> saved, lasting, attention;
-  };
-  // What uses the place of the activations at other times.
-  struct Other {
-    PhaseName phase;
-    std::size_t bytes = 0;
-  };
-  std::size_t adapters = 0;         // with gradients and moments
-  std::vector<StageSize> stages;    // in order
-  std::vector<std::size_t> shared;  // inputs, residual stream and so on, by sequence
-  std::vector<Other> others;        // the largest of each phase, in order
-  std::size_t scratch = 0;
-};
-// Without scratch.
-RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations);
 
 // A phase before training, with an arena of its own that is gone afterwards.
 struct EncoderSizes {
