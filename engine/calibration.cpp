@@ -17,9 +17,8 @@ namespace {
 
 // Everything that rates depend on, as text.
 std::string key_of(const Device& device, const Slab& slab, const FluxRun& run) {
-  std::string key = fmt::format("{}\n{}\n", file_hash("/proc/self/exe"), device.identity());
-  for (const auto& [name, value] : slab.metadata()) key += fmt::format("{}={}\n", name, value);
-  key += fmt::format("{} {}\n", slab.file_bytes(), run.batch);
+  std::string key =
+      fmt::format("{}\n{}\n{}\n{}\n", file_hash("/proc/self/exe"), device.identity(), slab_identity(slab), run.batch);
   for (const Sequence& sequence : run.sequences) key += fmt::format("{} ", sequence.total());
   for (const LoraTarget& target : run.lora) key += fmt::format("\n{} {}", target.linear, target.rank);
   return content_hash(key);

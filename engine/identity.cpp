@@ -147,4 +147,10 @@ std::string model_identity(const std::string& path) {
   return fs::is_directory(path, error) ? identity_of_folder(path) : identity_of_file(path);
 }
 
+std::string slab_identity(const Slab& slab) {
+  std::string text;
+  for (const auto& [name, value] : slab.metadata()) text.append(name).append("=").append(value).append("\n");
+  return content_hash(text);
+}
+
 }  // namespace squareq

@@ -5,6 +5,8 @@
 #include <string>
 #include <string_view>
 
+#include "io/slab.h"
+
 namespace squareq {
 
 // SHA-256 of bytes that come in pieces.
@@ -36,5 +38,8 @@ std::string file_hash(const std::string& path);
 // A folder gives SHA-256 over the relative names and identities of the files under it, in order of their names; hidden
 // files are ignored and links to folders are not followed. Throws FileError.
 std::string model_identity(const std::string& path);
+
+// Of a slab, from its metadata: they hold checksums of all its blocks.
+std::string slab_identity(const Slab& slab);
 
 }  // namespace squareq

@@ -354,9 +354,7 @@ std::size_t budget_on(const Device& device, double budget_gib) {
 
 MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, const DeviceRates& rates, double budget_gib,
                     const std::vector<EncoderSizes>& encoders) {
-  RunSizes sizes = measure_run(slab, run, device.ops().activation_type());
-  sizes.scratch = FluxEngine::scratch_bytes(device, slab, run);
-  return plan_memory(slab, run, sizes, rates, budget_on(device, budget_gib), encoders);
+  return plan_memory(slab, run, measure_run(device, slab, run), rates, budget_on(device, budget_gib), encoders);
 }
 
 }  // namespace squareq

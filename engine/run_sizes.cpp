@@ -58,4 +58,10 @@ RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
   return sizes;
 }
 
+RunSizes measure_run(Device& device, const Slab& slab, const FluxRun& run) {
+  RunSizes sizes = measure_run(slab, run, device.ops().activation_type());
+  sizes.scratch = FluxEngine::scratch_bytes(device, slab, run);
+  return sizes;
+}
+
 }  // namespace squareq

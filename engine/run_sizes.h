@@ -32,7 +32,8 @@ struct RunSizes {
   std::vector<Other> others;        // the largest of each phase, in order
   std::size_t scratch = 0;
 };
-// Without scratch.
+// Without scratch; and with it, for this device.
 RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations);
+RunSizes measure_run(Device& device, const Slab& slab, const FluxRun& run);
 
 }  // namespace squareq

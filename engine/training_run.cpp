@@ -14,12 +14,6 @@ namespace squareq {
 namespace fs = std::filesystem;
 namespace {
 
-std::string slab_identity(const Slab& slab) {
-  std::string text;
-  for (const auto& [name, value] : slab.metadata()) text.append(name).append("=").append(value).append("\n");
-  return content_hash(text);
-}
-
 FluxRun planned_run(const TrainConfig& config, const FluxShape& shape, const RunInputs& inputs) {
   FluxRun run = training_run(config, shape, inputs);
   return inputs.plan ? inputs.plan->apply(std::move(run)) : run;

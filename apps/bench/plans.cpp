@@ -67,8 +67,7 @@ int run_plans(const SpeedOptions& speed, int random) {
   const FluxRun run = training_run(speed, slab.flux_shape());
   const DeviceRates rates = measure_rates(*device, slab, run);
   const std::size_t budget = budget_on(*device, speed.budget);
-  RunSizes sizes = measure_run(slab, run, device->ops().activation_type());
-  sizes.scratch = FluxEngine::scratch_bytes(*device, slab, run);
+  const RunSizes sizes = measure_run(*device, slab, run);
   const auto plan = [&](const PlanChoice& choice) { return plan_of(slab, run, sizes, rates, budget, choice); };
 
   std::vector<std::pair<std::string, MemoryPlan>> plans;

@@ -16,16 +16,7 @@ using namespace squareq::test;
 
 namespace {
 
-struct Setup {
-  TempDir folder;
-  std::unique_ptr<Device> device = make_cpu_device(2);
-  std::unique_ptr<Slab> slab;
-
-  Setup() {
-    synthesize_slab(tiny_shape(), folder.file("tiny.slab"));
-    slab = std::make_unique<Slab>(folder.file("tiny.slab"));
-  }
-
+struct Setup : TinySlab {
   FluxRun run(std::vector<Sequence> sequences) const {
     LoraConfig lora;
     lora.rank = 4;

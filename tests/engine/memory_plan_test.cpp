@@ -19,19 +19,18 @@ using namespace squareq::test;
 
 namespace {
 
-struct Setup {
-  TempDir folder;
-  std::unique_ptr<Device> device = make_cpu_device(2);
-  std::unique_ptr<Slab> slab;
+FluxShape shape_of_more_blocks() {
+  FluxShape shape = tiny_shape();
+  shape.double_blocks = 3;
+  shape.single_blocks = 5;
+  return shape;
+}
+
+struct Setup : TinySlab {
   FluxRun run;
   DeviceRates rates{.name = "test", .context = 1000, .forward = 1e9, .backward = 1e9, .copies = 1e8};
 
-  Setup() {
-    FluxShape shape = tiny_shape();
-    shape.double_blocks = 3;
-    shape.single_blocks = 5;
-    synthesize_slab(shape, folder.file("tiny.slab"));
-    slab = std::make_unique<Slab>(folder.file("tiny.slab"));
+  Setup() : TinySlab(shape_of_more_blocks()) {
     LoraConfig lora;
     lora.rank = 4;
     lora.alpha = 4.0;
@@ -39,7 +38,7 @@ struct Setup {
            .sequences = {make_sequence(5, {.rows = 2, .cols = 3}), make_sequence(9, {.rows = 4, .cols = 2})},
            .wanted = {.gradients = true},
            .keep = Keep::kCheckpoint,
-           .lora = select_lora_targets(lora, shape)};
+           .lora = select_lora_targets(lora, slab->flux_shape())};
   }
 
   MemoryPlan plan(std::size_t budget) const {

@@ -32,15 +32,7 @@ inline TrainConfig small_config() {
                             "/run.json");
 }
 
-struct TinyRun {
-  TempDir folder;
-  std::unique_ptr<Device> device = make_cpu_device(2);
-  std::unique_ptr<Slab> slab;
-
-  TinyRun() {
-    synthesize_slab(tiny_shape(), folder.file("tiny.slab"));
-    slab = std::make_unique<Slab>(folder.file("tiny.slab"));
-  }
+struct TinyRun : TinySlab {
   Trainer trainer(const TrainConfig& config, std::optional<float> value = std::nullopt) {
     TrainingSet data = random_set(value);
     const FluxRun run = training_run(config, slab->flux_shape(), sequences_of(data));

@@ -18,9 +18,8 @@
 
 namespace squareq::test {
 
-// Weights by the deterministic rule of support_spec_weights.h: embeddings 1, gains of norms, biases 0.1, all other
-// matrices and convolutions 1 / sqrt(inputs of an output).
-class EncoderSpecWeights : public WeightVisitor {
+// Binds what values() gives, in memory of the host.
+class HostWeights : public WeightVisitor {
  public:
   void linear(const std::string& name, Weight& slot, std::int64_t out, std::int64_t in, bool bias) override {
     slot = {};
@@ -28,16 +27,9 @@ class EncoderSpecWeights : public WeightVisitor {
     if (bias) tensor(name + ".bias", slot.bias, 1, out);
   }
   void tensor(const std::string& name, ConstView& slot, std::int64_t rows, std::int64_t cols) override {
-    std::vector<float>& values = memory_[name];
-    if (name.ends_with(".bias")) {
-      values = spec_values(name, cols, 0.1);
-    } else if (rows == 1) {
-      values = spec_gains(name, cols);
-    } else {
-      const bool table = contains(name, "embedding") || contains(name, "shared") || contains(name, "relative");
-      values = spec_values(name, rows * cols, table ? 1.0 : 1.0 / std::sqrt(static_cast<double>(cols)));
-    }
-    slot = ConstView(reinterpret_cast<const std::byte*>(values.data()), DType::F32, 1, rows, cols);
+    const std::vector<float>& kept = memory_[name] = values(name, rows, cols);
+    REQUIRE(kept.size() == static_cast<std::size_t>(rows * cols));
+    slot = ConstView(reinterpret_cast<const std::byte*>(kept.data()), DType::F32, 1, rows, cols);
   }
 
   std::size_t tensors() const { return memory_.size(); }
@@ -48,29 +40,34 @@ class EncoderSpecWeights : public WeightVisitor {
   }
 
  private:
+  virtual std::vector<float> values(const std::string& name, std::int64_t rows, std::int64_t cols) const = 0;
+
   std::map<std::string, std::vector<float>> memory_;
 };
 
-// Weights of a checkpoint in memory of the host.
-class CheckpointWeights : public WeightVisitor {
+// Weights by the deterministic rule of support_spec_weights.h: embeddings 1, gains of norms, biases 0.1, all other
+// matrices and convolutions 1 / sqrt(inputs of an output).
+class EncoderSpecWeights : public HostWeights {
+ private:
+  std::vector<float> values(const std::string& name, std::int64_t rows, std::int64_t cols) const override {
+    if (name.ends_with(".bias")) return spec_values(name, cols, 0.1);
+    if (rows == 1) return spec_gains(name, cols);
+    const bool table = contains(name, "embedding") || contains(name, "shared") || contains(name, "relative");
+    return spec_values(name, rows * cols, table ? 1.0 : 1.0 / std::sqrt(static_cast<double>(cols)));
+  }
+};
+
+// Weights of a checkpoint.
+class CheckpointWeights : public HostWeights {
  public:
   explicit CheckpointWeights(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
 
-  void linear(const std::string& name, Weight& slot, std::int64_t out, std::int64_t in, bool bias) override {
-    slot = {};
-    tensor(name + ".weight", slot.values, out, in);
-    if (bias) tensor(name + ".bias", slot.bias, 1, out);
-  }
-  void tensor(const std::string& name, ConstView& slot, std::int64_t rows, std::int64_t cols) override {
-    std::vector<float>& values = memory_[name];
-    values = checkpoint_.read_f32(name);
-    REQUIRE(values.size() == static_cast<std::size_t>(rows * cols));
-    slot = ConstView(reinterpret_cast<const std::byte*>(values.data()), DType::F32, 1, rows, cols);
+ private:
+  std::vector<float> values(const std::string& name, std::int64_t, std::int64_t) const override {
+    return checkpoint_.read_f32(name);
   }
 
- private:
   const Checkpoint& checkpoint_;
-  std::map<std::string, std::vector<float>> memory_;
 };
 
 inline View view_of(std::vector<float>& values, std::int64_t batch, std::int64_t rows, std::int64_t cols) {
