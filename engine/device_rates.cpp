@@ -60,6 +60,11 @@ constexpr std::size_t kScratch = std::size_t{256} << 20U;
 
 }  // namespace
 
+std::size_t driver_memory(const Device& device, const Slab& slab) {
+  if (device.reads_host_memory()) return 0;
+  return device.memory().ours + slab.file_bytes() / kBytesPerEntry + kLateKernels;
+}
+
 DeviceRates measure_rates(Device& device, const Slab& slab, const FluxRun& run) {
   DeviceRates rates{.name = device.name(), .copies = copy_rate(device)};
   FluxRun part = run;
@@ -95,9 +100,8 @@ DeviceRates measure_rates(Device& device, const Slab& slab, const FluxRun& run) 
       rates.backward = std::max(rates.backward, backward / down);
     }
   }
-  const DeviceMemory memory = device.memory();
-  rates.memory = memory.total;
-  if (!device.reads_host_memory()) rates.context = memory.ours + slab.file_bytes() / kBytesPerEntry + kLateKernels;
+  rates.memory = device.memory().total;
+  rates.context = driver_memory(device, slab);
   return rates;
 }
 

@@ -15,8 +15,6 @@ namespace {
 constexpr std::size_t kMargin = std::size_t{256} << 20U;  // left free where there is no budget
 constexpr std::size_t kFewestSlots = 4;  // a stage takes two, so the next one can come while it computes
 
-double gib(std::size_t bytes) { return static_cast<double>(bytes) / 0x1p30; }
-
 std::size_t aligned(std::size_t bytes) {
   return (bytes + Carver::kAlignment - 1) / Carver::kAlignment * Carver::kAlignment;
 }

@@ -25,6 +25,10 @@ struct DeviceRates {
   std::size_t scratch = 0;  // bytes of the operations
 };
 
+// Bytes that the driver has taken for this process, with a reserve for what it takes later for a run on this slab. 0 on
+// a device that reads host memory.
+std::size_t driver_memory(const Device& device, const Slab& slab);
+
 // Runs the first blocks of the network and a copy. The engine that comes after it finds the kernels loaded, so that
 // `context` is all that the driver will take.
 DeviceRates measure_rates(Device& device, const Slab& slab, const FluxRun& run);

@@ -8,12 +8,6 @@
 #include "engine/memory_plan.h"
 
 namespace squareq {
-namespace {
-
-double gib(std::size_t bytes) { return static_cast<double>(bytes) / 0x1p30; }
-
-}  // namespace
-
 std::string plan_text(const MemoryPlan& plan) {
   constexpr std::array<std::string_view, kMemoryUses> kTitles{"driver", "adapters",    "weights",
                                                               "slots",  "activations", "scratch"};

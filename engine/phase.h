@@ -9,6 +9,8 @@
 
 namespace squareq {
 
+inline double gib(std::size_t bytes) { return static_cast<double>(bytes) / 0x1p30; }
+
 struct PhaseName {
   std::string name;     // "text encoding"
   std::string smaller;  // what to do so that it needs less memory: "lower data.text_length"

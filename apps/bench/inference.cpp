@@ -94,11 +94,9 @@ int run_t5(const SpeedOptions& options) {
   if (options.budget <= 0.0) return 0;
 
   const auto budget = static_cast<std::size_t>(options.budget * 0x1p30);
-  // With page tables of the registered slab, and pieces of 2 MiB that the driver gives memory in.
-  const std::size_t driver = device->memory().ours + slab.file_bytes() / 512 + (std::size_t{4} << 20U);
-  const std::size_t context = device->reads_host_memory() ? 0 : driver;
-  const EncoderPlan plan = plan_encoder(
-      {.phase = {}, .slab = &slab, .activations = resident.activations, .scratch = resident.scratch}, context, budget);
+  const EncoderPlan plan =
+      plan_encoder({.phase = {}, .slab = &slab, .activations = resident.activations, .scratch = resident.scratch},
+                   driver_memory(*device, slab), budget);
   const PromptRun streamed = run_prompts(options, slab, *device, plan.residency);
   print(fmt::format("{}, {} of {} stages streamed", what, plan.residency.streamed.size(), slab.blocks().size()),
         {{"prompt", streamed.seconds}}, *device, options.json);

@@ -95,8 +95,7 @@ int run_plans(const SpeedOptions& speed, int random) {
   bool right = true;
   for (const auto& [name, candidate] : plans) {
     if (candidate.total() > budget) {
-      fmt::print(stderr, "{}: {:.2f} GiB, more than the budget\n", name,
-                 static_cast<double>(candidate.total()) / 0x1p30);
+      fmt::print(stderr, "{}: {:.2f} GiB, more than the budget\n", name, gib(candidate.total()));
       continue;
     }
     const double seconds = step_seconds(*device, slab, candidate.apply(run), speed.repeats);
@@ -109,7 +108,7 @@ int run_plans(const SpeedOptions& speed, int random) {
         {{"plan", name}, {"bytes", candidate.total()}, {"seconds", seconds}, {"predicted_seconds", candidate.seconds}});
     if (!speed.json) {
       fmt::print("{:.4f} s/step, predicted {:.4f} ({:+.1f} %), {:.2f} GiB: {}\n", seconds, candidate.seconds,
-                 (candidate.seconds / seconds - 1.0) * 100.0, static_cast<double>(candidate.total()) / 0x1p30, name);
+                 (candidate.seconds / seconds - 1.0) * 100.0, gib(candidate.total()), name);
     }
   }
   if (speed.json) fmt::print("{}\n", json.dump(1));
