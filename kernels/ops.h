@@ -229,6 +229,13 @@ class Ops {
   // Writes stacked_a and stacked_b of branches of any number of linears, after their a or b changed.
   virtual void stack_adapters(std::span<const LoraBranch> lora) { static_cast<void>(lora); }
 
+  // Shape and type of the copy of a weight that products on many rows read in place of what is stored, expanded or
+  // transposed; an empty view where they read what is stored. Without the copy they make it at each use: memory spent
+  // on it saves time, and results are the same bits.
+  virtual View prepared_form(const Weight& weight) const;
+  // Writes that copy.
+  virtual void prepare(const Weight& weight, View to);
+
   virtual void linear(const LinearForward&) = 0;
   virtual void linear_backward(const LinearBackward&) = 0;
 

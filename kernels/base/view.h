@@ -103,6 +103,8 @@ struct Weight {
   ConstView values;  // [1, out, in]
   ConstView scales;  // [1, 1, out] F32 for kInt8Rows, else empty
   ConstView bias;    // [1, 1, out], F32, F16 or BF16; empty without bias
+  // The same values as Ops::prepare wrote them, and as its products read them; empty: there is no such copy.
+  ConstView prepared;
 
   std::int64_t out() const { return values.rows; }
   std::int64_t in() const { return values.cols; }

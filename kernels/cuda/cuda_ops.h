@@ -44,6 +44,8 @@ class CudaOps : public Ops {
   void restore_kernel_choices(std::string_view choices) override { gemm_.restore(choices); }
 
   void stack_adapters(std::span<const LoraBranch> lora) override;
+  View prepared_form(const Weight& weight) const override;
+  void prepare(const Weight& weight, View to) override;
   void linear(const LinearForward&) override;
   void linear_backward(const LinearBackward&) override;
   void modulated_norm(const ModulatedNorm&) override;
@@ -138,7 +140,15 @@ class CudaOps : public Ops {
   ConstView as_bf16(Scratch& scratch, ConstView x, std::vector<std::pair<ConstView, View>>& conversions);
   void keep_ranks(std::span<const LoraBranch> lora, const View& u);
   void compute_u(const LinearForward& p, const ConstView& x, const ConstView& a, const View& u);
-  void expand_weight(const Weight& weight, View out);
+  // A weight as a product reads it: stored so, prepared, or in scratch, which then is also `missing`: to be filled by
+  // prepare().
+  struct Operand {
+    ConstView values;
+    View missing;
+  };
+  static Operand expanded(Scratch& scratch, const Weight& weight);    // BF16 [out, in]
+  static Operand transposed(Scratch& scratch, const Weight& weight);  // I8 [in, out]
+  bool multiplies_int8(const Weight& weight) const;
   void convert_all(const std::vector<std::pair<ConstView, View>>& conversions);
   // What the backward pass of a linear needs for its adapters, in scratch.
   struct AdapterScratch {

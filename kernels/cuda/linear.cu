@@ -153,14 +153,9 @@ void CudaOps::linear(const LinearForward& p) {
     conversions.emplace_back(bias, converted);
     bias = converted;
   }
-  ConstView weight = p.weight.values;
-  View expanded;
-  if (output && weight.dtype != DType::BF16) {
-    expanded = scratch.take(DType::BF16, 1, p.weight.out(), p.weight.in());
-    weight = expanded;
-  }
+  const Operand weight = output ? expanded(scratch, p.weight) : Operand{};
   const Gemm up = product(u, shared_matrix(stacked.b), Transpose::kNo, 0.0F, y);
-  const Gemm main = product(x, shared_matrix(weight), Transpose::kYes, adapted ? 1.0F : 0.0F, y, bias);
+  const Gemm main = product(x, shared_matrix(weight.values), Transpose::kYes, adapted ? 1.0F : 0.0F, y, bias);
   if (scratch.rehearsing()) {
     if (adapted && output) gemm_.foresee(up);
     if (output) gemm_.foresee(main);
@@ -177,7 +172,7 @@ void CudaOps::linear(const LinearForward& p) {
   }
   if (!output) return;
 
-  if (expanded) expand_weight(p.weight, expanded);
+  if (weight.missing) prepare(p.weight, weight.missing);
   {
     const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(y, x.cols));
     gemm_.run(main, workspace);
@@ -245,15 +240,10 @@ void CudaOps::linear_backward(const LinearBackward& p) {
   std::vector<std::pair<ConstView, View>> conversions;
   const ConstView dy = as_bf16(scratch, p.dy, conversions);
   const AdapterScratch adapters = take_adapters(scratch, p, trained, conversions);
-  ConstView weight = p.weight.values;
-  View expanded;
-  if (p.dx && weight.dtype != DType::BF16) {
-    expanded = scratch.take(DType::BF16, 1, p.weight.out(), p.weight.in());
-    weight = expanded;
-  }
+  const Operand weight = p.dx ? expanded(scratch, p.weight) : Operand{};
   const float beta = p.accumulate == Accumulate::kYes ? 1.0F : 0.0F;
   const Gemm up = product(adapters.du, shared_matrix(adapters.stacked.a), Transpose::kNo, beta, p.dx);
-  const Gemm main = product(dy, shared_matrix(weight), Transpose::kNo, adapted ? 1.0F : beta, p.dx);
+  const Gemm main = product(dy, shared_matrix(weight.values), Transpose::kNo, adapted ? 1.0F : beta, p.dx);
   if (scratch.rehearsing()) {
     if (adapted && p.dx) gemm_.foresee(up);
     if (p.dx) gemm_.foresee(main);
@@ -267,7 +257,7 @@ void CudaOps::linear_backward(const LinearBackward& p) {
     if (p.dx) gemm_.run(up, workspace);
   }
   if (!p.dx) return;
-  if (expanded) expand_weight(p.weight, expanded);
+  if (weight.missing) prepare(p.weight, weight.missing);
   const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(p.dx, dy.cols));
   gemm_.run(main, workspace);
 }
@@ -282,10 +272,31 @@ void CudaOps::keep_ranks(std::span<const LoraBranch> lora, const View& u) {
   }
 }
 
-void CudaOps::expand_weight(const Weight& weight, View out) {
-  const ProfileSpan span = timed(KernelFamily::kConversion, traffic({weight.values, out}));
-  if (weight.codec == Codec::kInt8Rows) return expand(weight, out, stream_);
-  convert(weight.values, out, Accumulate::kNo);
+View CudaOps::prepared_form(const Weight& weight) const {
+  if (multiplies_int8(weight)) return {nullptr, DType::I8, 1, weight.in(), weight.out()};
+  if (weight.values.dtype == DType::BF16) return {};
+  return {nullptr, DType::BF16, 1, weight.out(), weight.in()};
+}
+
+void CudaOps::prepare(const Weight& weight, View to) {
+  const ProfileSpan span = timed(KernelFamily::kConversion, traffic({weight.values, to}));
+  if (to.dtype == DType::I8) return transpose_int8(weight.values, to, stream_);
+  if (weight.codec == Codec::kInt8Rows) return expand(weight, to, stream_);
+  convert(weight.values, to, Accumulate::kNo);
+}
+
+CudaOps::Operand CudaOps::expanded(Scratch& scratch, const Weight& weight) {
+  for (const ConstView& there : {weight.values, weight.prepared}) {
+    if (there.dtype == DType::BF16) return {.values = there};
+  }
+  const View missing = scratch.take(DType::BF16, 1, weight.out(), weight.in());
+  return {.values = missing, .missing = missing};
+}
+
+CudaOps::Operand CudaOps::transposed(Scratch& scratch, const Weight& weight) {
+  if (weight.prepared.dtype == DType::I8) return {.values = weight.prepared};
+  const View missing = scratch.take(DType::I8, 1, weight.in(), weight.out());
+  return {.values = missing, .missing = missing};
 }
 
 void CudaOps::convert_all(const std::vector<std::pair<ConstView, View>>& conversions) {

@@ -44,6 +44,11 @@ void for_matrices(std::int64_t batch, bool whole, Function f) {
 
 }  // namespace
 
+bool CudaOps::multiplies_int8(const Weight& weight) const {
+  return options_.precision == DeviceOptions::Precision::kW8A8 && weight.codec == Codec::kInt8Rows &&
+         weight.in() % kWidthStep == 0 && weight.out() % kWidthStep == 0;
+}
+
 // Decided by types, shapes and alignment alone. Few rows gain nothing from INT8, and other widths would need padded
 // copies. In bfloat16 cuBLASLt's products are a little faster than the fused one, which wins only by the passes over
 // the output that it saves, and only on many rows.
@@ -56,9 +61,7 @@ CudaOps::Product CudaOps::product_of(const Weight& weight, ConstView rows, bool 
       !std::all_of(outputs.begin(), outputs.end(), bf16)) {
     return Product::kAlone;
   }
-  if (options_.precision == DeviceOptions::Precision::kW8A8 && weight.codec == Codec::kInt8Rows) {
-    return Product::kFusedInt8;
-  }
+  if (multiplies_int8(weight)) return Product::kFusedInt8;
   const bool fits = bf16(rows) && aligned(rows) && std::all_of(outputs.begin(), outputs.end(), aligned);
   return tensor_cores_ == TensorCores::kSm90 && saves_passes && fits && count >= kManyRows ? Product::kFusedBf16
                                                                                            : Product::kAlone;
@@ -78,26 +81,21 @@ void CudaOps::linear_fused(const LinearForward& p, bool int8) {
   const bool own_u = adapted && (!p.u || p.u.dtype != DType::BF16);
   const View u = own_u ? scratch.take(DType::BF16, x.batch, x.rows, adapter_columns(p.lora)) : p.u;
   QuantisedRows quantised;
-  ConstView weight = p.weight.values;
-  View expanded;
-  if (int8) {
-    quantised = take_quantised(scratch, x);
-  } else if (weight.dtype != DType::BF16) {
-    weight = expanded = scratch.take(DType::BF16, 1, p.weight.out(), p.weight.in());
-  }
+  if (int8) quantised = take_quantised(scratch, x);
+  const Operand weight = int8 ? Operand{.values = p.weight.values} : expanded(scratch, p.weight);
   if (scratch.rehearsing()) return;
 
   convert_all(conversions);
   if (adapted) compute_u(p, x, stacked.a, u);
   if (int8) quantise(x, {}, quantised);
-  if (expanded) expand_weight(p.weight, expanded);
+  if (weight.missing) prepare(p.weight, weight.missing);
   const ProfileSpan span =
       timed(KernelFamily::kLinear, 2.0 * static_cast<double>(x.count()) * static_cast<double>(p.weight.out()));
   const bool whole = (int8 || joined(x)) && joined(u) && joined(p.y) && joined(p.act) && !p.sum;
   for_matrices(x.batch, whole, [&](std::int64_t first, std::int64_t samples) {
     const std::int64_t rows = samples * x.rows;
     multiply({.a = int8 ? quantised.values.row_slice(first * x.rows, rows) : matrix_of(x, first, samples),
-              .b = weight,
+              .b = weight.values,
               .a_scale = int8 ? quantised.scales.col_slice(first * x.rows, rows) : View{},
               .b_scale = int8 ? p.weight.scales : ConstView{},
               .u = adapted ? matrix_of(ConstView(u), first, samples) : ConstView{},
@@ -123,14 +121,8 @@ void CudaOps::linear_backward_fused(const LinearBackward& p, bool int8) {
   const ConstView dy = as_bf16(scratch, p.dy, conversions);
   const AdapterScratch adapters = take_adapters(scratch, p, trained, conversions);
   QuantisedRows quantised;
-  ConstView weight = p.weight.values;
-  View converted;  // transposed in INT8, expanded in bfloat16
-  if (int8) {
-    quantised = take_quantised(scratch, dy);
-    weight = converted = scratch.take(DType::I8, 1, p.weight.in(), p.weight.out());
-  } else if (weight.dtype != DType::BF16) {
-    weight = converted = scratch.take(DType::BF16, 1, p.weight.out(), p.weight.in());
-  }
+  if (int8) quantised = take_quantised(scratch, dy);
+  const Operand weight = int8 ? transposed(scratch, p.weight) : expanded(scratch, p.weight);
   if (scratch.rehearsing()) return;
 
   convert_all(conversions);
@@ -138,17 +130,12 @@ void CudaOps::linear_backward_fused(const LinearBackward& p, bool int8) {
   // one finds some of it in the cache.
   if (int8) quantise(dy, p.weight.scales, quantised);
   if (adapted) adapter_gradients(p, dy, adapters);
-  if (int8) {
-    const ProfileSpan span = timed(KernelFamily::kConversion, traffic({p.weight.values, converted}));
-    transpose_int8(p.weight.values, converted, stream_);
-  } else if (converted) {
-    expand_weight(p.weight, converted);
-  }
+  if (weight.missing) prepare(p.weight, weight.missing);
   const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(p.dx, dy.cols));
   for_matrices(dy.batch, (int8 || joined(dy)) && joined(p.dx), [&](std::int64_t first, std::int64_t samples) {
     const std::int64_t rows = samples * dy.rows;
     multiply({.a = int8 ? quantised.values.row_slice(first * dy.rows, rows) : matrix_of(dy, first, samples),
-              .b = weight,
+              .b = weight.values,
               .transpose_b = int8 ? Transpose::kYes : Transpose::kNo,
               .a_scale = int8 ? quantised.scales.col_slice(first * dy.rows, rows) : View{},
               .u = adapted ? matrix_of(ConstView(adapters.du), first, samples) : ConstView{},
