@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <vector>
 
 namespace squareq {
 
@@ -12,13 +14,19 @@ struct ProductShape {
   std::int64_t m = 0, n = 0, k = 0;
 };
 
-// Seconds, medians of `repeats` runs in turn; 0 where the GPU has no such kernel.
+// Seconds, medians; 0 where the GPU has no such kernel.
 struct ProductTimes {
   double fused = 0.0;    // the product of kernels/cuda/fused_gemm.h into bfloat16, INT8 with a scale for each row
   double library = 0.0;  // cuBLASLt into int32 or bfloat16, the fastest of its heuristics' first 16 algorithms
+  std::vector<double> others;
 };
 
-// On the current CUDA device; throws ConfigError where there is none.
-ProductTimes time_cuda_product(const ProductShape& shape, int repeats);
+// A GPU that was idle is faster for a moment, so what is to be compared runs equally often in a row.
+inline constexpr int kProductsInARow = 10;
+
+// On the current CUDA device, `repeats` times each in turn with `others`, which return seconds: so all meet the same
+// clocks. Throws ConfigError where there is no device.
+ProductTimes time_cuda_product(const ProductShape& shape, int repeats,
+                               const std::vector<std::function<double()>>& others);
 
 }  // namespace squareq

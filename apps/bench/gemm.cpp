@@ -46,103 +46,120 @@ Buffer upload_int8(Device& device, std::int64_t count, std::uint32_t stream) {
   });
 }
 
+// In 10^12 operations per second; 0 where there is no such kernel.
+struct LayerRates {
+  double layer = 0.0;     // with the weight as it is stored
+  double prepared = 0.0;  // with a copy of it that was expanded or transposed beforehand
+  double product = 0.0;   // the fused one alone
+  double library = 0.0;   // cuBLASLt's
+};
+
 // A device that computes in one precision, with operands for the largest layer.
 class LayerTimer {
  public:
   LayerTimer(const SpeedOptions& options, Precision precision)
       : device_(open_device(options.device, options.threads, with(options.compute, precision))),
+        int8_(precision == Precision::kW8A8),
         repeats_(options.repeats),
         values_(upload_int8(*device_, kMostWeights, 1)),
+        prepared_(device_->allocate(kMostWeights * 2)),
         scales_(device_->allocate(kMostWidth * sizeof(float))),
         bias_(upload_bf16(*device_, kMostWidth, 2)),
         input_(upload_bf16(*device_, kMostRows * kMostWidth, 3)),
-        output_(device_->allocate(kMostRows * kMostWidth * 2)) {
+        output_(device_->allocate(kMostRows * kMostWidth * 2)),
+        tuning_(device_->allocate(kTuning)) {
     device_->ops().fill(View(scales_.get(), DType::F32, 1, 1, kMostWidth), 0.001F);
   }
 
-  // Of one pass: y = x W^T + b, or dx = dy W.
-  double seconds(const Layer& layer, std::int64_t rows, bool backward) {
-    const Weight weight{.codec = Codec::kInt8Rows,
+  // Rates of one pass, y = x W^T + b or dx = dy W, of its product, and of cuBLASLt's.
+  LayerRates rates(const Layer& layer, std::int64_t rows, bool backward) {
+    const Weight stored{.codec = Codec::kInt8Rows,
                         .values = View(values_.get(), DType::I8, 1, layer.out, layer.in),
                         .scales = View(scales_.get(), DType::F32, 1, 1, layer.out),
                         .bias = View(bias_.get(), DType::BF16, 1, 1, layer.out)};
+    Ops& ops = device_->ops();
+    View copy = ops.prepared_form(stored);
+    copy.data = prepared_.get();
+    ops.prepare(stored, copy);
+    Weight prepared = stored;
+    prepared.prepared = copy;
+
     const View in(input_.get(), DType::BF16, 1, rows, backward ? layer.out : layer.in);
     const View out(output_.get(), DType::BF16, 1, rows, backward ? layer.in : layer.out);
-    Ops& ops = device_->ops();
-    const auto pass = [&] {
+    const auto pass = [&](const Weight& weight) {
       if (backward) {
         ops.linear_backward({.dy = in, .x = {}, .weight = weight, .lora = {}, .u = {}, .dx = out});
       } else {
         ops.linear({.x = in, .weight = weight, .lora = {}, .y = out});
       }
     };
-    const std::size_t need = ops.scratch_need(pass);
+    const std::size_t need = ops.scratch_need([&] { pass(stored); });
+    ops.tune(View(tuning_.get(), DType::U8, 1, 1, static_cast<std::int64_t>(kTuning)));
     const Buffer scratch = device_->allocate(need);
     ops.use_scratch(View(scratch.get(), DType::U8, 1, 1, static_cast<std::int64_t>(need)));
-    constexpr int kInARow = 10;  // so that the clock's and the launches' own time do not count
-    const double time = median_seconds(
-        repeats_,
-        [&] {
-          for (int i = 0; i < kInARow; ++i) pass();
-        },
-        device_.get());
+    // The backward of w8a8 multiplies by a transposed copy, that of w8a16 by the weight as it lies.
+    const ProductTimes times = time_cuda_product(
+        {.int8 = int8_, .b_transposed = int8_ || !backward, .m = rows, .n = out.cols, .k = in.cols}, repeats_,
+        {[&] { return seconds([&] { pass(stored); }); }, [&] { return seconds([&] { pass(prepared); }); }});
     ops.use_scratch({});
-    return time / kInARow;
+    const auto rate = [work = 2e-12 * static_cast<double>(rows * layer.out * layer.in)](double seconds) {
+      return seconds > 0.0 ? work / seconds : 0.0;
+    };
+    return {.layer = rate(times.others[0]),
+            .prepared = rate(times.others[1]),
+            .product = rate(times.fused),
+            .library = rate(times.library)};
   }
 
  private:
+  static constexpr std::size_t kTuning = std::size_t{1} << 30U;
+
   static DeviceOptions with(DeviceOptions options, Precision precision) {
     options.precision = precision;
     return options;
   }
+  // Of one of several calls in a row.
+  double seconds(const auto& pass) {
+    Transfers& transfers = device_->transfers();
+    const std::unique_ptr<Event> begin = transfers.make_event(true), end = transfers.make_event(true);
+    transfers.record(*begin, Stream::kCompute);
+    for (int i = 0; i < kProductsInARow; ++i) pass();
+    transfers.record(*end, Stream::kCompute);
+    device_->synchronize();
+    return transfers.seconds(*begin, *end) / kProductsInARow;
+  }
 
   std::unique_ptr<Device> device_;
+  bool int8_;
   int repeats_;
-  Buffer values_, scales_, bias_, input_, output_;
+  Buffer values_, prepared_, scales_, bias_, input_, output_, tuning_;
 };
-
-// In 10^12 operations per second; 0 stands for none.
-struct Rates {
-  double layer = 0.0, product = 0.0, library = 0.0;
-};
-
-Rates measure(LayerTimer& timer, Precision precision, const Layer& layer, std::int64_t rows, bool backward,
-              int repeats) {
-  // The backward of w8a8 multiplies by a transposed copy, that of w8a16 by the weight as it lies.
-  const bool int8 = precision == Precision::kW8A8;
-  const ProductTimes product = time_cuda_product({.int8 = int8,
-                                                  .b_transposed = int8 || !backward,
-                                                  .m = rows,
-                                                  .n = backward ? layer.in : layer.out,
-                                                  .k = backward ? layer.out : layer.in},
-                                                 repeats);
-  const auto work = 2e-12 * static_cast<double>(rows * layer.out * layer.in);
-  return {.layer = work / timer.seconds(layer, rows, backward),
-          .product = product.fused > 0.0 ? work / product.fused : 0.0,
-          .library = work / product.library};
-}
 
 int run_gpu_table(const SpeedOptions& options) {
   LayerTimer w8a8(options, Precision::kW8A8), w8a16(options, Precision::kW8A16);
   nlohmann::json json = nlohmann::json::array();
   if (!options.json) {
-    fmt::print("10^12 operations per second; the layer, the product inside, the fastest of cuBLASLt\n");
-    fmt::print("{:<8} {:>5} {:<8} {:>22} {:>23}\n", "layer", "rows", "pass", "w8a8", "w8a16");
+    fmt::print(
+        "10^12 operations per second: the layer, with a weight prepared beforehand, the fused product alone, the "
+        "fastest of cuBLASLt\n");
+    fmt::print("{:<8} {:>5} {:<8} {:>29} {:>30}\n", "layer", "rows", "pass", "w8a8", "w8a16");
   }
+  const auto json_of = [](const LayerRates& r) {
+    return nlohmann::json{
+        {"layer", r.layer}, {"prepared", r.prepared}, {"product", r.product}, {"cublaslt", r.library}};
+  };
+  const auto text_of = [](const LayerRates& r) {
+    return fmt::format("{:>8.0f}{:>7.0f}{:>7.0f}{:>7.0f}", r.layer, r.prepared, r.product, r.library);
+  };
   for (const std::int64_t rows : kRows) {
     for (const Layer& layer : kLayers) {
       for (const bool backward : {false, true}) {
         const char* pass = backward ? "backward" : "forward";
-        const Rates a = measure(w8a8, Precision::kW8A8, layer, rows, backward, options.repeats);
-        const Rates b = measure(w8a16, Precision::kW8A16, layer, rows, backward, options.repeats);
-        json.push_back({{"layer", layer.name},
-                        {"rows", rows},
-                        {"pass", pass},
-                        {"w8a8", {{"layer", a.layer}, {"product", a.product}, {"cublaslt", a.library}}},
-                        {"w8a16", {{"layer", b.layer}, {"product", b.product}, {"cublaslt", b.library}}}});
+        const LayerRates a = w8a8.rates(layer, rows, backward), b = w8a16.rates(layer, rows, backward);
+        json.push_back(
+            {{"layer", layer.name}, {"rows", rows}, {"pass", pass}, {"w8a8", json_of(a)}, {"w8a16", json_of(b)}});
         if (options.json) continue;
-        fmt::print("{:<8} {:>5} {:<8} {:>8.0f}{:>7.0f}{:>7.0f}  {:>8.0f}{:>7.0f}{:>7.0f}\n", layer.name, rows, pass,
-                   a.layer, a.product, a.library, b.layer, b.product, b.library);
+        fmt::print("{:<8} {:>5} {:<8} {}  {}\n", layer.name, rows, pass, text_of(a), text_of(b));
       }
     }
   }

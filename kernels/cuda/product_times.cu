@@ -64,14 +64,12 @@ double median(std::vector<double> values) {
   return *middle;
 }
 
-// Runs are short: several in a row fill the time between two events.
 double seconds_of(const std::function<void()>& work) {
-  constexpr int kInARow = 3;
   const TimedEvent begin, end;
   begin.record(nullptr);
-  for (int i = 0; i < kInARow; ++i) work();
+  for (int i = 0; i < kProductsInARow; ++i) work();
   end.record(nullptr);
-  return end.since(begin) / kInARow;
+  return end.since(begin) / kProductsInARow;
 }
 
 // cuBLASLt's product of the same operands.
@@ -145,7 +143,7 @@ FusedGemm fused_product(const ProductShape& s, const Memory& a, const Memory& b,
 }  // namespace
 }  // namespace cuda
 
-ProductTimes time_cuda_product(const ProductShape& s, int repeats) {
+ProductTimes time_cuda_product(const ProductShape& s, int repeats, const std::vector<std::function<double()>>& others) {
   using namespace cuda;
   const DType type = s.int8 ? DType::I8 : DType::BF16;
   const auto bytes = [](std::int64_t count, DType t) { return static_cast<std::size_t>(count) * size_of(t); };
@@ -159,15 +157,20 @@ ProductTimes time_cuda_product(const ProductShape& s, int repeats) {
   const FusedGemm gemm = fused_product(s, a, b, scales, y);
   const TensorCores cores = tensor_cores_of_current_device();
   const bool supported = fused_gemm_supports(gemm, cores);
-  std::vector<double> library_times, fused_times;
-  for (int i = 0; i <= repeats; ++i) {  // in turn, so that both meet the same clocks; the first time warms up
-    const double library_time = seconds_of([&] { library.run(); });
-    const double fused_time = supported ? seconds_of([&] { fused_gemm(gemm, cores, nullptr); }) : 0.0;
-    if (i == 0) continue;
-    library_times.push_back(library_time);
-    fused_times.push_back(fused_time);
+  std::vector<std::function<double()>> contenders{
+      [&] { return seconds_of([&] { library.run(); }); },
+      [&] { return supported ? seconds_of([&] { fused_gemm(gemm, cores, nullptr); }) : 0.0; }};
+  contenders.insert(contenders.end(), others.begin(), others.end());
+  std::vector<std::vector<double>> times(contenders.size());
+  for (int i = 0; i <= repeats; ++i) {  // the first time warms up
+    for (std::size_t c = 0; c < contenders.size(); ++c) {
+      const double time = contenders[c]();
+      if (i > 0) times[c].push_back(time);
+    }
   }
-  return {.fused = median(fused_times), .library = median(library_times)};
+  ProductTimes result{.fused = median(times[1]), .library = median(times[0])};
+  for (std::size_t c = 2; c < times.size(); ++c) result.others.push_back(median(times[c]));
+  return result;
 }
 
 }  // namespace squareq

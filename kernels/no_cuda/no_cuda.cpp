@@ -17,7 +17,7 @@ namespace {
 
 std::unique_ptr<Device> make_cuda_device(const DeviceOptions&) { refuse(); }
 
-ProductTimes time_cuda_product(const ProductShape&, int) { refuse(); }
+ProductTimes time_cuda_product(const ProductShape&, int, const std::vector<std::function<double()>>&) { refuse(); }
 
 bool cuda_device_present() { return false; }
 
