@@ -69,7 +69,7 @@ int multiprocessors() {
 
 template <class T>
 Schedule schedule(const FusedGemm& g) {
-  constexpr int kBandRows = 2048;
+  constexpr int kBandRows = 2560;
   const int pairs = static_cast<int>(ceil_div(g.a.rows, kCluster * T::kRows));
   const int n = static_cast<int>(g.transpose_b == Transpose::kYes ? g.b.rows : g.b.cols);
   const int bands = static_cast<int>(ceil_div(pairs * kCluster * T::kRows, kBandRows));
@@ -115,16 +115,18 @@ void launch(const FusedGemm& g, cudaStream_t stream) {
   static const cudaError_t prepared =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
   check(prepared, "cudaFuncSetAttribute");
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {kCluster, 1, 1};
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {kCluster, 1, 1};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = kCluster * std::min(multiprocessors() / kCluster, arguments.schedule.count());
   config.blockDim = T::kThreads;
   config.dynamicSmemBytes = T::kSharedBytes;
   config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = 2;
   check(cudaLaunchKernelEx(&config, kernel, arguments), "fused_gemm");
 }
 

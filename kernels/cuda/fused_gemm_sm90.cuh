@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/activation_math.cuh"
+#include "kernels/cuda/early_launch.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -120,6 +121,7 @@ __device__ void produce(const Arguments& p, Memory<T> memory) {
   const std::uint32_t block = block_in_cluster();
   const int steps = p.k_steps + p.rank_steps();
   Ring<T> ring;
+  wait_for_kernels_before();
   for (int i = static_cast<int>(blockIdx.x) / kCluster; i < p.schedule.count(); i += gridDim.x / kCluster) {
     int pair, column;
     p.schedule.place(i, pair, column);
@@ -442,6 +444,7 @@ __device__ void consume(const Arguments& p, Memory<T> memory) {
   Ring<T> ring;
   Writer<T> writer(p, memory);
   Vector<T> scales, bias;
+  wait_for_kernels_before();
   for (int i = static_cast<int>(blockIdx.x) / kCluster; i < p.schedule.count(); i += gridDim.x / kCluster) {
     int pair, column;
     p.schedule.place(i, pair, column);

@@ -1,6 +1,7 @@
 // Linear layers on many rows: weights expanded to bfloat16, products through cuBLASLt (the path w8a16).
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/early_launch.cuh"
 #include "kernels/cuda/few_rows.h"
 #include "kernels/cuda/lora_products.h"
 #include "kernels/cuda/pack.cuh"
@@ -18,6 +19,7 @@ template <int N>
 __global__ void __launch_bounds__(kExpandThreads)
     expand_kernel(Rows<const std::int8_t> values, const float* __restrict__ scales, int rows, int cols,
                   Rows<__nv_bfloat16> out) {
+  let_next_kernel_begin();
   const int c = (blockIdx.x * kExpandThreads + threadIdx.x) * N;
   if (c >= cols) return;
   const int first = blockIdx.y * kExpandRows;

@@ -87,8 +87,8 @@ void CudaOps::linear_fused(const LinearForward& p, bool int8) {
 
   convert_all(conversions);
   if (adapted) compute_u(p, x, stacked.a, u);
-  if (int8) quantise(x, {}, quantised);
   if (weight.missing) prepare(p.weight, weight.missing);
+  if (int8) quantise(x, {}, quantised);
   const ProfileSpan span =
       timed(KernelFamily::kLinear, 2.0 * static_cast<double>(x.count()) * static_cast<double>(p.weight.out()));
   const bool whole = (int8 || joined(x)) && joined(u) && joined(p.y) && joined(p.act) && !p.sum;
@@ -126,11 +126,10 @@ void CudaOps::linear_backward_fused(const LinearBackward& p, bool int8) {
   if (scratch.rehearsing()) return;
 
   convert_all(conversions);
-  // The sums run over the weight's rows, so their scales belong to dy. All that reads dy follows each other: the next
-  // one finds some of it in the cache.
-  if (int8) quantise(dy, p.weight.scales, quantised);
   if (adapted) adapter_gradients(p, dy, adapters);
   if (weight.missing) prepare(p.weight, weight.missing);
+  // The sums run over the weight's rows, so their scales belong to dy.
+  if (int8) quantise(dy, p.weight.scales, quantised);
   const ProfileSpan span = timed(KernelFamily::kLinear, product_operations(p.dx, dy.cols));
   for_matrices(dy.batch, (int8 || joined(dy)) && joined(p.dx), [&](std::int64_t first, std::int64_t samples) {
     const std::int64_t rows = samples * dy.rows;

@@ -1,6 +1,7 @@
 #include "kernels/cuda/quantise.h"
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/early_launch.cuh"
 #include "kernels/cuda/quantise.cuh"
 
 namespace squareq::cuda {
@@ -33,6 +34,7 @@ template <class T, int N, class Factors>
 __global__ void __launch_bounds__(kMaxThreads, 2)
     quantise_kernel(Rows<const T> x, unsigned rows, int cols, Factors factors, std::int8_t* values, float* scales) {
   __shared__ std::uint32_t buffer[kWarp];
+  let_next_kernel_begin();
   const Row<T, N, (N == kWide ? kHeld : 0)> row(x(blockIdx.x / rows, blockIdx.x % rows), cols, threadIdx.x, blockDim.x);
   const auto at = [&](int i, int c, float(&v)[N]) {
     const Pack<T, N> pack = row.at(i, c);
