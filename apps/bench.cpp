@@ -153,6 +153,10 @@ int main(int argc, char** argv) {
     command->add_option("--budget", speed.budget, "GiB of device memory to keep to; 0: everything stays there")
         ->check(CLI::Range(0.0, 4096.0));
   }
+  for (auto* command : {step_command, sampling_command}) {
+    command->add_flag("--prepared", speed.prepared, "keep copies of the blocks' weights as products read them");
+  }
+  step_command->get_option("--prepared")->excludes("--budget");  // where the plan chooses
   AttentionOptions attention;
   auto* attention_command =
       app.add_subcommand("attention", "rate and error of every implementation of attention on a GPU");

@@ -6,6 +6,7 @@
 #include "apps/device_options.h"
 #include "apps/program.h"
 #include "engine/encoders.h"
+#include "engine/memory_plan.h"
 #include "engine/pipeline.h"
 #include "engine/sampler.h"
 #include "engine/saved_lora.h"
@@ -69,10 +70,11 @@ int sample(const Options& o) {
   const Grid grid{.rows = o.height / patch, .cols = o.width / patch};
 
   SavedLoras loras = load_loras(o.loras, shape);
-  FluxEngine engine(*device, slab,
-                    {.sequences = {make_sequence(text_tokens, grid)},
-                     .guests = {{.phase = {}, .work = vae.work()}},
-                     .lora = loras.targets});
+  const FluxRun run{.sequences = {make_sequence(text_tokens, grid)},
+                    .guests = {{.phase = {}, .work = vae.work()}},
+                    .lora = loras.targets};
+  const FluxRun prepared = with_prepared_blocks(*device, slab, run);
+  FluxEngine engine(*device, slab, fits(*device, slab, prepared) ? prepared : run);
   loras.upload(engine);
 
   std::vector<float> latent(static_cast<std::size_t>(grid.tokens() * shape.in_channels));

@@ -29,14 +29,17 @@ std::optional<DeviceRates> stored_rates(const std::string& path, const std::stri
   if (!fs::exists(path)) return {};
   const nlohmann::json json = nlohmann::json::parse(read_text(path), nullptr, false);
   try {
-    DeviceRates rates{.name = device,
-                      .memory = json.at("memory").get<std::size_t>(),
-                      .context = json.at("context").get<std::size_t>(),
-                      .forward = json.at("forward").get<double>(),
-                      .backward = json.at("backward").get<double>(),
-                      .copies = json.at("copies").get<double>(),
-                      .scratch = json.at("scratch").get<std::size_t>()};
-    if (std::min({rates.forward, rates.backward, rates.copies}) > 0.0) return rates;
+    DeviceRates rates{
+        .name = device,
+        .memory = json.at("memory").get<std::size_t>(),
+        .context = json.at("context").get<std::size_t>(),
+        .blocks = {json.at("forward").get<double>(), json.at("backward").get<double>()},
+        .prepared = {json.at("prepared_forward").get<double>(), json.at("prepared_backward").get<double>()},
+        .copies = json.at("copies").get<double>(),
+        .scratch = json.at("scratch").get<std::size_t>()};
+    const auto& [forward, backward] = rates.blocks;
+    const auto& [prepared_forward, prepared_backward] = rates.prepared;
+    if (std::min({forward, backward, prepared_forward, prepared_backward, rates.copies}) > 0.0) return rates;
   } catch (const nlohmann::json::exception&) {
   }
   spdlog::info("{}: not rates of a device; measured again", path);
@@ -53,8 +56,10 @@ DeviceRates calibrated_rates(Device& device, const Slab& slab, const FluxRun& ru
   fs::create_directories(fs::path(path).parent_path());
   write_atomically(path, nlohmann::json{{"memory", rates.memory},
                                         {"context", rates.context},
-                                        {"forward", rates.forward},
-                                        {"backward", rates.backward},
+                                        {"forward", rates.blocks.forward},
+                                        {"backward", rates.blocks.backward},
+                                        {"prepared_forward", rates.prepared.forward},
+                                        {"prepared_backward", rates.prepared.backward},
                                         {"copies", rates.copies},
                                         {"scratch", rates.scratch}}
                              .dump(1));

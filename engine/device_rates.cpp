@@ -40,6 +40,30 @@ void fill_inputs(FluxEngine& engine) {
   }
 }
 
+BlockRates block_rates(FluxEngine& engine) {
+  engine.initialise_lora(LoraInit::kKaiming, 0);
+  fill_inputs(engine);
+  double forward = 0.0;
+  double backward = 0.0;
+  for (const Stage& stage : engine.runner().stages()) {
+    forward += stage.work.forward();
+    if (stage.has_backward) backward += stage.work.backward();
+  }
+  BlockRates rates;
+  for (int i = 0; i <= kRepeats; ++i) {
+    engine.runner().measure();
+    engine.forward();
+    engine.backward();
+    double up = 0.0;
+    double down = 0.0;
+    for (const StageTime& t : engine.runner().times()) {
+      if (t.stage->work.forward() > 0.0) (t.backward ? down : up) += t.seconds;
+    }
+    rates = {.forward = std::max(rates.forward, forward / up), .backward = std::max(rates.backward, backward / down)};
+  }
+  return rates;
+}
+
 // From data sheets: memory in GiB, TFLOP/s of dense bfloat16 products with float32 sums; GB/s of the PCI Express link.
 struct Card {
   const char* name;
@@ -78,27 +102,16 @@ DeviceRates measure_rates(Device& device, const Slab& slab, const FluxRun& run) 
   part.sequences = {*std::max_element(run.sequences.begin(), run.sequences.end(), shorter)};
   {
     FluxEngine engine(device, slab, part);
-    engine.initialise_lora(LoraInit::kKaiming, 0);
-    fill_inputs(engine);
-    double forward = 0.0;
-    double backward = 0.0;
-    for (const Stage& stage : engine.runner().stages()) {
-      forward += stage.work.forward();
-      if (stage.has_backward) backward += stage.work.backward();
-    }
+    rates.blocks = rates.prepared = block_rates(engine);
     rates.scratch = engine.arena().scratch_bytes();
-    for (int i = 0; i <= kRepeats; ++i) {
-      engine.runner().measure();
-      engine.forward();
-      engine.backward();
-      double up = 0.0;
-      double down = 0.0;
-      for (const StageTime& t : engine.runner().times()) {
-        if (t.stage->work.forward() > 0.0) (t.backward ? down : up) += t.seconds;
-      }
-      rates.forward = std::max(rates.forward, forward / up);
-      rates.backward = std::max(rates.backward, backward / down);
-    }
+  }
+  // Where not even these blocks' copies fit, no plan will have any.
+  const FluxRun prepared = with_prepared_blocks(device, slab, part);
+  if (!prepared.residency.prepared.empty() && fits(device, slab, prepared)) {
+    FluxEngine engine(device, slab, prepared);
+    // Less is done than without copies: what says otherwise is noise.
+    const auto [forward, backward] = block_rates(engine);
+    rates.prepared = {std::max(forward, rates.blocks.forward), std::max(backward, rates.blocks.backward)};
   }
   rates.memory = device.memory().total;
   rates.context = driver_memory(device, slab);
@@ -114,8 +127,8 @@ DeviceRates card_rates(const std::string& name) {
               .projected = true,
               .memory = static_cast<std::size_t>(card.memory * 0x1p30),
               .context = kContext,
-              .forward = rate,
-              .backward = rate,
+              .blocks = {rate, rate},
+              .prepared = {rate, rate},
               .copies = card.copies * 1e9,
               .scratch = kScratch};
     }

@@ -54,9 +54,9 @@ FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run, Wit
   }
 }
 
-std::size_t FluxEngine::scratch_bytes(Device& device, const Slab& slab, const FluxRun& run) {
+ArenaBytes FluxEngine::measure(Device& device, const Slab& slab, const FluxRun& run) {
   FluxEngine engine(device, slab, run, WithoutMemory{});
-  return measure_arena(device, engine.work()).scratch;
+  return measure_arena(device, engine.work());
 }
 
 FluxEngine::FluxEngine(Device& device, const Slab& slab, const FluxRun& run)

@@ -57,8 +57,8 @@ void flux_layout(Carver& carver, flux::State& state, LossInputs& loss);
 
 class FluxEngine {
  public:
-  // Bytes of scratch that the operations of a run need.
-  static std::size_t scratch_bytes(Device& device, const Slab& slab, const FluxRun& run);
+  // What the arena of an engine for this run takes. Nothing is allocated.
+  static ArenaBytes measure(Device& device, const Slab& slab, const FluxRun& run);
 
   // Sequence 0 is selected.
   FluxEngine(Device& device, const Slab& slab, const FluxRun& run);

@@ -33,8 +33,8 @@ std::vector<std::size_t> spread(std::size_t n) {
 // One way to spend the memory.
 struct Choice {
   std::size_t slots = 0;  // 0: nothing streams
-  // By stage: do its weights stay, does it keep all that it saved, or only what attention gave?
-  std::vector<bool> resident, keeps, keeps_attention;
+  // By stage: do its weights stay, with prepared copies; does it keep all that it saved, or only what attention gave?
+  std::vector<bool> resident, prepared, keeps, keeps_attention;
   std::size_t bytes = 0;
   double seconds = std::numeric_limits<double>::infinity();
 };
@@ -73,10 +73,11 @@ class Planner {
     Choice choice{.slots = wanted.slots};
     for (const RunSizes::StageSize& stage : sizes_.stages) {
       choice.resident.push_back(!wanted.streamed.contains(stage.id));
+      choice.prepared.push_back(choice.resident.back() && stage.prepared > 0 && wanted.prepared.contains(stage.id));
       choice.keeps.push_back(!stage.recomputable || wanted.kept.all.contains(stage.id));
       choice.keeps_attention.push_back(!choice.keeps.back() && wanted.kept.attention.contains(stage.id));
     }
-    choice.bytes = fixed_ + region(choice) + choice.slots * slot_ + resident_bytes(choice);
+    choice.bytes = fixed_ + region(choice) + choice.slots * slot_ + resident_bytes(choice) + prepared_bytes(choice);
     choice.seconds = seconds(choice);
     return choice;
   }
@@ -123,6 +124,12 @@ class Planner {
     return bytes;
   }
 
+  std::size_t prepared_bytes(const Choice& choice) const {
+    std::size_t bytes = 0;
+    for (std::size_t i = 0; i < sizes_.stages.size(); ++i) bytes += choice.prepared[i] ? sizes_.stages[i].prepared : 0;
+    return bytes;
+  }
+
  private:
   bool is_block(std::size_t i) const { return sizes_.stages[i].recomputable; }
 
@@ -131,6 +138,7 @@ class Planner {
     const std::size_t n = sizes_.stages.size();
     Choice choice{.slots = slots,
                   .resident = std::vector<bool>(n, slots == 0),
+                  .prepared = std::vector<bool>(n, false),
                   .keeps = std::vector<bool>(n, false),
                   .keeps_attention = std::vector<bool>(n, false)};
     for (const std::size_t i : others_) choice.keeps[i] = true;
@@ -149,7 +157,17 @@ class Planner {
     const bool streams = std::find(choice.resident.begin(), choice.resident.end(), false) != choice.resident.end();
     if (!streams) choice.bytes -= slots * slot_;
     choice.seconds = seconds(choice);
-    return choice;
+    // What is left then goes to copies of weights that stay, where that is faster.
+    Choice prepared = choice;
+    for (const std::size_t k : order) {
+      const std::size_t i = blocks_[k];
+      const std::size_t bytes = sizes_.stages[i].prepared;
+      if (bytes == 0 || !choice.resident[i] || prepared.bytes + bytes > budget) continue;
+      prepared.prepared[i] = true;
+      prepared.bytes += bytes;
+    }
+    if (prepared.bytes > choice.bytes) prepared.seconds = seconds(prepared);
+    return prepared.seconds < choice.seconds ? prepared : choice;
   }
 
   double seconds(const Choice& choice) const {
@@ -160,13 +178,14 @@ class Planner {
       step.push_back(
           {.stage = i, .seconds = time, .streamed = streamed, .slots_used = stage.weights > slot_ ? 2U : 1U});
     };
-    for (std::size_t i = 0; i < sizes_.stages.size(); ++i) add(i, sizes_.stages[i].work.forward() / rates_.forward);
+    const auto rates = [&](std::size_t i) { return choice.prepared[i] ? rates_.prepared : rates_.blocks; };
+    for (std::size_t i = 0; i < sizes_.stages.size(); ++i) add(i, sizes_.stages[i].work.forward() / rates(i).forward);
     for (std::size_t i = sizes_.stages.size(); i-- > 0;) {
       const RunSizes::StageSize& stage = sizes_.stages[i];
       if (!stage.weights_in_backward) continue;
       double again = choice.keeps[i] ? 0.0 : stage.work.forward();
       if (choice.keeps_attention[i]) again = stage.work.products;
-      add(i, again / rates_.forward + stage.work.backward() / rates_.backward);
+      add(i, again / rates(i).forward + stage.work.backward() / rates(i).backward);
     }
     return predict_step(step, choice.slots, rates_.copies);
   }
@@ -224,8 +243,10 @@ void add_training(MemoryPlan& plan, const Slab& slab, const FluxRun& run, const 
   plan.seconds = choice.seconds;
   plan.residency = run.residency;
   plan.residency.streamed.clear();
+  plan.residency.prepared.clear();
   for (std::size_t i = 0; i < sizes.stages.size(); ++i) {
     if (!choice.resident[i]) plan.residency.streamed.push_back(sizes.stages[i].id);
+    if (choice.prepared[i]) plan.residency.prepared.push_back(sizes.stages[i].id);
     if (choice.keeps[i] && sizes.stages[i].recomputable) plan.kept.all.insert(sizes.stages[i].id);
     if (choice.keeps_attention[i]) plan.kept.attention.insert(sizes.stages[i].id);
   }
@@ -235,6 +256,7 @@ void add_training(MemoryPlan& plan, const Slab& slab, const FluxRun& run, const 
   saving[MemoryUse::kDriver] = plan.rates.context;
   saving[MemoryUse::kAdapters] = sizes.adapters;
   saving[MemoryUse::kWeights] = planner.resident_bytes(choice);
+  saving[MemoryUse::kPrepared] = planner.prepared_bytes(choice);
   // What streams may be less than all, and need smaller slots than planned.
   saving[MemoryUse::kSlots] = streams ? choice.slots * aligned(slot_bytes(slab, plan.residency.streamed)) : 0;
   const auto add = [&](const std::string& name, std::size_t activations) {
@@ -246,9 +268,10 @@ void add_training(MemoryPlan& plan, const Slab& slab, const FluxRun& run, const 
   add("training", planner.activations(choice));
   for (const RunSizes::Other& other : sizes.others) add(other.phase.name, other.bytes);
   plan.phases.push_back(saving);
-  plan.summary += summary_of("training", sizes.stages.size(), plan.residency) +
-                  fmt::format("; of {} blocks {} keep their activations, {} those of attention\n", planner.blocks(),
-                              plan.kept.all.size(), plan.kept.attention.size());
+  plan.summary +=
+      summary_of("training", sizes.stages.size(), plan.residency) +
+      fmt::format("; of {} blocks {} keep their activations, {} those of attention, {} have prepared weights\n",
+                  planner.blocks(), plan.kept.all.size(), plan.kept.attention.size(), plan.residency.prepared.size());
 }
 
 }  // namespace
@@ -348,6 +371,19 @@ std::size_t budget_on(const Device& device, double budget_gib) {
                        .advice = "end other programs that use its memory, or lower the budget"});
   }
   return budget_gib > 0.0 ? wanted : most - std::min(most, kMargin);
+}
+
+FluxRun with_prepared_blocks(Device& device, const Slab& slab, FluxRun run) {
+  run.residency.prepared.clear();
+  for (const RunSizes::StageSize& stage : measure_run(device, slab, run).stages) {
+    if (stage.prepared > 0) run.residency.prepared.push_back(stage.id);
+  }
+  return run;
+}
+
+bool fits(Device& device, const Slab& slab, const FluxRun& run) {
+  const ArenaBytes bytes = FluxEngine::measure(device, slab, run);
+  return driver_memory(device, slab) + bytes.layout + bytes.scratch <= budget_on(device, 0.0);
 }
 
 MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, const DeviceRates& rates, double budget_gib,

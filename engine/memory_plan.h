@@ -13,14 +13,20 @@
 
 namespace squareq {
 
+// Floating-point operations a second of whole blocks.
+struct BlockRates {
+  double forward = 0.0;
+  double backward = 0.0;
+};
+
 // What a device can do; measured, or projected from a card's data sheet.
 struct DeviceRates {
   std::string name;
   bool projected = false;
   std::size_t memory = 0;   // bytes of the device
   std::size_t context = 0;  // of these, what the driver takes for this process
-  double forward = 0.0;     // floating-point operations a second of whole blocks
-  double backward = 0.0;
+  BlockRates blocks;        // with weights as they are stored
+  BlockRates prepared;      // with copies of them as products read them
   double copies = 0.0;      // bytes a second from host to device
   std::size_t scratch = 0;  // bytes of the operations
 };
@@ -29,8 +35,8 @@ struct DeviceRates {
 // a device that reads host memory.
 std::size_t driver_memory(const Device& device, const Slab& slab);
 
-// Runs the first blocks of the network and a copy. The engine that comes after it finds the kernels loaded, so that
-// `context` is all that the driver will take.
+// Runs the first blocks of the network, again with prepared weights where the backend has such a form, and a copy. The
+// engine that comes after it finds the kernels loaded, so that `context` is all that the driver will take.
 DeviceRates measure_rates(Device& device, const Slab& slab, const FluxRun& run);
 
 // "rtx3090", "rtx3080-10gb", ... ConfigError lists the names if there is no such card.
@@ -77,6 +83,7 @@ MemoryPlan plan_memory(const Slab& slab, const FluxRun& run, const RunSizes& siz
 struct PlanChoice {
   KeptStages kept;
   std::set<std::string> streamed;  // stages
+  std::set<std::string> prepared;  // blocks; those that stream are not
   std::size_t slots = 0;
 };
 // The plan of training with this choice, which may exceed the budget; `seconds` is what is predicted for it.
@@ -86,6 +93,11 @@ MemoryPlan plan_of(const Slab& slab, const FluxRun& run, const RunSizes& sizes, 
 // What may be used of the device, in bytes, context included. `budget_gib`: 0 for all that is free. ConfigError if it
 // is more than that.
 std::size_t budget_on(const Device& device, double budget_gib);
+
+// The run with copies of the weights of all blocks, as products read them, where this backend has such a form.
+FluxRun with_prepared_blocks(Device& device, const Slab& slab, FluxRun run);
+// Is there as much memory free as an engine for this run takes?
+bool fits(Device& device, const Slab& slab, const FluxRun& run);
 
 // The best plan for this device within budget_on().
 MemoryPlan plan_for(Device& device, const Slab& slab, const FluxRun& run, const DeviceRates& rates, double budget_gib,

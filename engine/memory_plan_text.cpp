@@ -9,9 +9,9 @@
 
 namespace squareq {
 std::string plan_text(const MemoryPlan& plan) {
-  constexpr std::array<std::string_view, kMemoryUses> kTitles{"driver", "adapters",    "weights",
+  constexpr std::array<std::string_view, kMemoryUses> kTitles{"driver", "adapters",    "weights", "prepared",
                                                               "slots",  "activations", "scratch"};
-  constexpr std::string_view kLetters = "daWSAs";
+  constexpr std::string_view kLetters = "daWPSAs";
   constexpr double kWidth = 40.0;
   std::string text = fmt::format("{:<17}", "GiB");
   for (const std::string_view title : kTitles) text += fmt::format("{:>12}", title);

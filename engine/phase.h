@@ -21,11 +21,12 @@ enum class MemoryUse : std::uint8_t {
   kDriver,       // its context and kernels
   kAdapters,     // with gradients and moments
   kWeights,      // that stay
+  kPrepared,     // copies of those, as products read them
   kSlots,        // for weights that stream
   kActivations,  // inputs and outputs too
   kScratch,      // of the operations
 };
-constexpr std::size_t kMemoryUses = 6;
+constexpr std::size_t kMemoryUses = 7;
 
 struct Phase {
   std::string name;

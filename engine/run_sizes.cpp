@@ -4,8 +4,10 @@
 #include <limits>
 
 namespace squareq {
+namespace {
 
-RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
+// `ops`: of the backend whose copies of weights count; null: none do.
+RunSizes sizes_of(const Slab& slab, const FluxRun& run, DType activations, const Ops* ops) {
   RunSizes sizes;
   LoraSet lora = adapters_of(run, activations);
   // Addresses without memory: adapters that are there have views that are not null.
@@ -47,6 +49,9 @@ RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
       size.id = stages[i].id;
       size.weights = slab.block(size.id).bytes;
       size.recomputable = stages[i].recomputable;
+      if (ops != nullptr && size.recomputable) {
+        size.prepared = measure([&](Carver& carver) { take_prepared(carver, *ops, slab, stages[i]); });
+      }
       size.weights_in_backward = stages[i].has_backward && stages[i].weights_in_backward;
       if (stages[i].work.forward() > size.work.forward()) size.work = stages[i].work;
       size.saved.push_back(measure(stages[i].saved));
@@ -58,9 +63,15 @@ RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
   return sizes;
 }
 
+}  // namespace
+
+RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations) {
+  return sizes_of(slab, run, activations, nullptr);
+}
+
 RunSizes measure_run(Device& device, const Slab& slab, const FluxRun& run) {
-  RunSizes sizes = measure_run(slab, run, device.ops().activation_type());
-  sizes.scratch = FluxEngine::scratch_bytes(device, slab, run);
+  RunSizes sizes = sizes_of(slab, run, device.ops().activation_type(), &device.ops());
+  sizes.scratch = FluxEngine::measure(device, slab, run).scratch;
   return sizes;
 }
 

@@ -15,6 +15,7 @@ struct RunSizes {
   struct StageSize {
     std::string id;
     std::size_t weights = 0;
+    std::size_t prepared = 0;  // copies of a block's weights as products read them; 0 where they read what is stored
     bool recomputable = false;
     bool weights_in_backward = false;
     StageWork work;  // of the largest sequence
@@ -32,7 +33,7 @@ struct RunSizes {
   std::vector<Other> others;        // the largest of each phase, in order
   std::size_t scratch = 0;
 };
-// Without scratch; and with it, for this device.
+// Without scratch and copies of weights; and with them, for this device.
 RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations);
 RunSizes measure_run(Device& device, const Slab& slab, const FluxRun& run);
 

@@ -27,6 +27,7 @@ class SlabBinder : public WeightVisitor {
       fail(name + ".bias", slot.bias ? "a bias" : "no bias", bias ? "a bias" : "no bias");
     }
     for (ConstView* view : {&slot.values, &slot.scales, &slot.bias}) move(*view);
+    linears_.push_back(&slot);
   }
 
   void tensor(const std::string& name, ConstView& slot, std::int64_t rows, std::int64_t cols) override {
@@ -34,6 +35,8 @@ class SlabBinder : public WeightVisitor {
     check(name, slot, rows, cols);
     move(slot);
   }
+
+  const std::vector<Weight*>& linears() const { return linears_; }
 
  private:
   void move(ConstView& view) const {
@@ -65,6 +68,7 @@ class SlabBinder : public WeightVisitor {
 
   const Slab& slab_;
   std::vector<Placed> placed_;
+  std::vector<Weight*> linears_;
 };
 
 // The place between two tensors that cuts a block into the most equal halves; its end if it has one tensor only.
@@ -75,6 +79,10 @@ std::uint64_t middle(const Slab& slab, const SlabBlock& block) {
     if (cut > 0 && std::max(cut, block.bytes - cut) < std::max(best, block.bytes - best)) best = cut;
   }
   return best;
+}
+
+bool contains(const std::vector<std::string>& ids, const std::string& id) {
+  return std::ranges::find(ids, id) != ids.end();
 }
 
 std::size_t default_readers() { return std::clamp<std::size_t>(std::thread::hardware_concurrency(), 2, 12); }
@@ -97,6 +105,17 @@ std::size_t slot_bytes(const Slab& slab, const std::vector<std::string>& streame
   return bytes;
 }
 
+std::vector<View> take_prepared(Carver& carver, const Ops& ops, const Slab& slab, const Stage& stage) {
+  SlabBinder binder(slab, {});
+  stage.weights(binder);
+  std::vector<View> copies;
+  for (const Weight* weight : binder.linears()) {
+    const View form = ops.prepared_form(*weight);
+    copies.push_back(form.count() > 0 ? carver.take(form.dtype, form.batch, form.rows, form.cols) : View{});
+  }
+  return copies;
+}
+
 SlabStore::SlabStore(const Slab& slab, Device& device, Residency residency)
     : slab_(slab),
       device_(device),
@@ -105,9 +124,7 @@ SlabStore::SlabStore(const Slab& slab, Device& device, Residency residency)
   if (residency_.readers == 0) residency_.readers = default_readers();
 }
 
-bool SlabStore::is_streamed(const std::string& id) const {
-  return std::ranges::find(residency_.streamed, id) != residency_.streamed.end();
-}
+bool SlabStore::is_streamed(const std::string& id) const { return contains(residency_.streamed, id); }
 
 bool SlabStore::in_place(const std::string& id) const { return device_.reads_host_memory() && !is_streamed(id); }
 
@@ -133,8 +150,13 @@ void SlabStore::layout(Carver& carver, const std::vector<Stage>& stages) {
   homes_.clear();
   slots_.clear();
   for (const SlabPart& part : parts_) homes_.push_back(part.streamed ? View{} : take(part.bytes));
-  if (residency_.streamed.empty()) return;
-  for (std::size_t i = 0; i < residency_.slots; ++i) slots_.push_back(take(capacity));
+  const std::size_t slots = residency_.streamed.empty() ? 0 : residency_.slots;
+  for (std::size_t i = 0; i < slots; ++i) slots_.push_back(take(capacity));
+  copies_.clear();
+  for (const Stage& stage : stages) {
+    if (is_streamed(stage.id) || !contains(residency_.prepared, stage.id)) continue;
+    copies_[stage.id].of_linears = take_prepared(carver, device_.ops(), slab_, stage);
+  }
 }
 
 // After the last layout, when everything has memory.
@@ -177,7 +199,8 @@ void SlabStore::expect(const std::vector<const Stage*>& stages) {
 void SlabStore::acquire(const Stage& stage) {
   std::vector<Placed> placed;
   if (in_place(stage.id)) {
-    if (verified_.insert(stage.id).second) slab_.verify_block(stage.id);
+    if (!verified_.contains(stage.id)) slab_.verify_block(stage.id);
+    verified_.insert(stage.id);
   } else {
     start();
     for (const std::size_t index : parts_of_.at(stage.id)) {
@@ -186,6 +209,20 @@ void SlabStore::acquire(const Stage& stage) {
   }
   SlabBinder binder(slab_, std::move(placed));
   stage.weights(binder);
+  if (const auto copies = copies_.find(stage.id); copies != copies_.end() && !copies->second.written) {
+    const std::vector<View>& views = copies->second.of_linears;
+    for (std::size_t i = 0; i < views.size(); ++i) {
+      if (views[i]) device_.ops().prepare(*binder.linears()[i], views[i]);
+    }
+    copies->second.written = true;
+  }
+  bind_copies(stage.id, binder.linears());
+}
+
+void SlabStore::bind_copies(const std::string& id, const std::vector<Weight*>& linears) const {
+  const auto copies = copies_.find(id);
+  if (copies == copies_.end()) return;
+  for (std::size_t i = 0; i < linears.size(); ++i) linears[i]->prepared = copies->second.of_linears[i];
 }
 
 void SlabStore::release(const Stage& stage) {
@@ -196,6 +233,7 @@ void SlabStore::release(const Stage& stage) {
 void SlabStore::bind_shapes(const Stage& stage) const {
   SlabBinder binder(slab_, {});
   stage.weights(binder);
+  bind_copies(stage.id, binder.linears());
 }
 
 }  // namespace squareq

@@ -18,7 +18,10 @@ namespace squareq {
 // Where the weights of the stages are while they are not used.
 struct Residency {
   std::vector<std::string> streamed;  // ids of stages whose weights stay on the host
-  std::size_t slots = 4;              // of device memory that the streamed ones share; see slot_bytes
+  // Of stages that are not streamed: copies of their linears' weights stay beside them, as products read them (see
+  // Ops::prepared_form). Those of stages that are streamed are ignored.
+  std::vector<std::string> prepared;
+  std::size_t slots = 4;  // of device memory that the streamed ones share; see slot_bytes
   HostPath path = HostPath::kAuto;
   std::size_t readers = 0;  // threads; 0: as many as copies at full speed take
 };
@@ -29,7 +32,7 @@ class SlabStore {
   // mapped.
   SlabStore(const Slab& slab, Device& device, Residency residency = {});
 
-  // Carves memory for the weights of the stages.
+  // Carves memory for the weights of the stages, and for the copies of those that are prepared.
   void layout(Carver& carver, const std::vector<Stage>& stages);
 
   // Throws FileError if the slab changed since it was opened. Called before and after every pass, since weights may be
@@ -38,8 +41,8 @@ class SlabStore {
   // The stages that will be acquired from here on, in order: their weights start to come. Calls check_unchanged().
   void expect(const std::vector<const Stage*>& stages);
   // Binds the weights of a stage for operations until release(stage). The first time a block is read its checksum is
-  // verified. Throws FormatError if the block or a tensor is damaged, missing or of another shape, FileError if the
-  // file cannot be read.
+  // verified, and then copies of its weights are written if it is to have some. Throws FormatError if the block or a
+  // tensor is damaged, missing or of another shape, FileError if the file cannot be read.
   void acquire(const Stage& stage);
   void release(const Stage& stage);
   // Binds views with the shapes of the weights, for a rehearsal.
@@ -53,6 +56,7 @@ class SlabStore {
  private:
   bool is_streamed(const std::string& id) const;
   bool in_place(const std::string& id) const;
+  void bind_copies(const std::string& id, const std::vector<Weight*>& linears) const;
   void add_parts(const std::string& id, std::size_t capacity);
   void start();
 
@@ -64,10 +68,19 @@ class SlabStore {
   std::map<std::string, std::vector<std::size_t>> parts_of_;  // by stage
   std::set<std::string> verified_;                            // of the stages read in place
   std::vector<View> homes_, slots_;                           // homes_ as parts_, empty for streamed ones
+  struct Copies {
+    std::vector<View> of_linears;  // as take_prepared
+    bool written = false;
+  };
+  std::map<std::string, Copies> copies_;  // by stage that is prepared
   // Destroyed in reverse: the queue uses the source.
   std::unique_ptr<SlabSource> source_;
   std::unique_ptr<PrefetchQueue> queue_;
 };
+
+// Carves the copies of a stage's weights that products read, one for each linear in order; an empty view where they
+// read what is stored.
+std::vector<View> take_prepared(Carver& carver, const Ops& ops, const Slab& slab, const Stage& stage);
 
 // Bytes of one slot where these stages are streamed. Large blocks are cut between tensors, so that a slot holds half
 // of the largest.

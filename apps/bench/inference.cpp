@@ -136,7 +136,9 @@ int run_sampling(const SpeedOptions& options) {
   const FluxShape& shape = slab.flux_shape();
   const std::unique_ptr<Device> device = open_device(options.device, options.threads, options.compute);
   const Grid grid{.rows = options.rows, .cols = options.cols};
-  FluxEngine engine(*device, slab, {.batch = options.batch, .sequences = {make_sequence(options.text, grid)}});
+  FluxRun run{.batch = options.batch, .sequences = {make_sequence(options.text, grid)}};
+  if (options.prepared) run = with_prepared_blocks(*device, slab, std::move(run));
+  FluxEngine engine(*device, slab, run);
   const std::vector<float> text = random_floats(options.text * shape.context_in, 1);
   const std::vector<float> pooled = random_floats(shape.vector_in, 2);
   const std::vector<FluxEngine::Sample> conditions(static_cast<std::size_t>(options.batch),

@@ -32,7 +32,8 @@ PlanChoice all_streamed(const RunSizes& sizes) {
   return choice;
 }
 
-// Some blocks that keep all, some that keep attention's results, some slots, and some of the stages on the device.
+// Some blocks that keep all, some that keep attention's results, some slots, some of the stages on the device, and some
+// of the blocks among these prepared.
 PlanChoice random_choice(const RunSizes& sizes, std::mt19937_64& numbers) {
   PlanChoice choice = all_streamed(sizes);
   std::vector<std::string> blocks = blocks_of(sizes);
@@ -46,6 +47,8 @@ PlanChoice random_choice(const RunSizes& sizes, std::mt19937_64& numbers) {
   std::vector<std::string> stages(choice.streamed.begin(), choice.streamed.end());
   std::shuffle(stages.begin(), stages.end(), numbers);
   for (std::size_t i = numbers() % stages.size(); i > 0; --i) choice.streamed.erase(stages[i]);
+  std::shuffle(blocks.begin(), blocks.end(), numbers);
+  choice.prepared.insert(blocks.begin(), first(blocks.size()));
   return choice;
 }
 
@@ -85,8 +88,9 @@ int run_plans(const SpeedOptions& speed, int random) {
     MemoryPlan candidate = plan(choice);
     if (candidate.total() > budget) continue;
     const KeptStages& kept = candidate.kept;
-    plans.emplace_back(fmt::format("random {}: {} streamed, {} slots, {} blocks keep all, {} attention", ++i,
-                                   choice.streamed.size(), choice.slots, kept.all.size(), kept.attention.size()),
+    plans.emplace_back(fmt::format("random {}: {} streamed, {} slots, {} blocks keep all, {} attention, {} prepared",
+                                   ++i, choice.streamed.size(), choice.slots, kept.all.size(), kept.attention.size(),
+                                   candidate.residency.prepared.size()),
                        std::move(candidate));
   }
 

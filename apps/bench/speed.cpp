@@ -113,6 +113,7 @@ int run_step(const SpeedOptions& options) {
     if (!options.json) fmt::print("{}", plan_text(plan));
     run = plan.apply(std::move(run));
   }
+  if (options.prepared) run = with_prepared_blocks(*device, slab, std::move(run));
   FluxEngine engine(*device, slab, run);
   set_random_inputs(engine);
   std::int64_t step = 0;

@@ -16,7 +16,8 @@ struct SpeedOptions {
   std::int64_t rank = 8;
   std::string targets = "attention+mlp";
   bool checkpointing = false;
-  double budget = 0.0;  // GiB; 0: all weights on the device, no plan
+  bool prepared = false;  // copies of the blocks' weights as products read them
+  double budget = 0.0;    // GiB; 0: all weights on the device, no plan
   std::string device = "auto";
   DeviceOptions compute;
   int repeats = 9;

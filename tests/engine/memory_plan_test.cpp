@@ -28,7 +28,7 @@ FluxShape shape_of_more_blocks() {
 
 struct Setup : TinySlab {
   FluxRun run;
-  DeviceRates rates{.name = "test", .context = 1000, .forward = 1e9, .backward = 1e9, .copies = 1e8};
+  DeviceRates rates{.name = "test", .context = 1000, .blocks = {1e9, 1e9}, .copies = 1e8};
 
   Setup() : TinySlab(shape_of_more_blocks()) {
     LoraConfig lora;
@@ -97,8 +97,10 @@ TEST_CASE("a budget that is too small is refused with what would fit") {
 TEST_CASE("rates are measured where a run computes") {
   const Setup setup;
   const DeviceRates rates = measure_rates(*setup.device, *setup.slab, setup.run);
-  CHECK(rates.forward > 0.0);
-  CHECK(rates.backward > 0.0);
+  CHECK(rates.blocks.forward > 0.0);
+  CHECK(rates.blocks.backward > 0.0);
+  CHECK(rates.prepared.forward == rates.blocks.forward);  // the CPU reads weights as they are stored
+  CHECK(rates.prepared.backward == rates.blocks.backward);
   CHECK(rates.copies > 0.0);
   CHECK_FALSE(rates.projected);
 }
@@ -116,16 +118,16 @@ TEST_CASE("rates are kept for the same run, and measured again for another or wh
     }
     return list;
   };
-  const double measured = rates(setup.run).forward;
+  const double measured = rates(setup.run).blocks.forward;
   CHECK(measured > 0.0);
-  CHECK(rates(setup.run).forward == measured);
+  CHECK(rates(setup.run).blocks.forward == measured);
   const std::filesystem::path first = files().at(0);
   write_atomically(first.string(), R"({"forward": "fast"})");
-  CHECK(rates(setup.run).forward > 0.0);
+  CHECK(rates(setup.run).blocks.forward > 0.0);
   CHECK(read_text(first.string()).find("fast") == std::string::npos);
   FluxRun other = setup.run;
   ++other.batch;
-  CHECK(rates(other).forward > 0.0);
+  CHECK(rates(other).blocks.forward > 0.0);
   CHECK(files().size() == 2);
 }
 

@@ -135,7 +135,7 @@ TEST_CASE("phases: the one that does not fit is named, with what makes it smalle
   const RunSizes sizes = measure_run(slab, run, DType::F32);
   const EncoderSizes text{.phase = {.name = "text encoding", .smaller = "less text"}, .activations = 1U << 29U};
   const auto plan = [&](std::size_t budget) {
-    return plan_memory(slab, run, sizes, {.forward = 1.0, .backward = 1.0, .copies = 1.0}, budget, {text});
+    return plan_memory(slab, run, sizes, {.blocks = {1.0, 1.0}, .copies = 1.0}, budget, {text});
   };
   const std::string message = message_of<ConfigError>([&] { plan((1U << 29U) - 1); });
   CHECK(contains(message, "for text encoding"));
