@@ -125,6 +125,9 @@ TEST_CASE("rates are kept for the same run, and measured again for another or wh
   write_atomically(first.string(), R"({"forward": "fast"})");
   CHECK(rates(setup.run).blocks.forward > 0.0);
   CHECK(read_text(first.string()).find("fast") == std::string::npos);
+  write_atomically(first.string(), R"({"memory": 1, "context": 1, "forward": 1, "backward": 1, "copies": 1,
+                                       "scratch": 1})");  // without rates of prepared weights
+  CHECK(rates(setup.run).blocks.forward != 1.0);
   FluxRun other = setup.run;
   ++other.batch;
   CHECK(rates(other).blocks.forward > 0.0);
