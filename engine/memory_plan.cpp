@@ -373,14 +373,6 @@ std::size_t budget_on(const Device& device, double budget_gib) {
   return budget_gib > 0.0 ? wanted : most - std::min(most, kMargin);
 }
 
-FluxRun with_prepared_blocks(Device& device, const Slab& slab, FluxRun run) {
-  run.residency.prepared.clear();
-  for (const RunSizes::StageSize& stage : measure_run(device, slab, run).stages) {
-    if (stage.prepared > 0) run.residency.prepared.push_back(stage.id);
-  }
-  return run;
-}
-
 bool fits(Device& device, const Slab& slab, const FluxRun& run) {
   const ArenaBytes bytes = FluxEngine::measure(device, slab, run);
   return driver_memory(device, slab) + bytes.layout + bytes.scratch <= budget_on(device, 0.0);

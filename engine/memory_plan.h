@@ -1,5 +1,6 @@
 // What a run takes of the device's memory in each of its phases, and how it is best spent: which weights stay on the
-// device, which stream, and which blocks keep their activations instead of computing them again.
+// device, which of these have prepared copies, which stream, and which blocks keep their activations instead of
+// computing them again.
 #pragma once
 
 #include <cstddef>
@@ -94,8 +95,6 @@ MemoryPlan plan_of(const Slab& slab, const FluxRun& run, const RunSizes& sizes, 
 // is more than that.
 std::size_t budget_on(const Device& device, double budget_gib);
 
-// The run with copies of the weights of all blocks, as products read them, where this backend has such a form.
-FluxRun with_prepared_blocks(Device& device, const Slab& slab, FluxRun run);
 // Is there as much memory free as an engine for this run takes?
 bool fits(Device& device, const Slab& slab, const FluxRun& run);
 

@@ -75,4 +75,12 @@ RunSizes measure_run(Device& device, const Slab& slab, const FluxRun& run) {
   return sizes;
 }
 
+FluxRun with_prepared_blocks(Device& device, const Slab& slab, FluxRun run) {
+  run.residency.prepared.clear();
+  for (const auto& stage : sizes_of(slab, run, device.ops().activation_type(), &device.ops()).stages) {
+    if (stage.prepared > 0) run.residency.prepared.push_back(stage.id);
+  }
+  return run;
+}
+
 }  // namespace squareq

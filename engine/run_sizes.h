@@ -37,4 +37,8 @@ struct RunSizes {
 RunSizes measure_run(const Slab& slab, const FluxRun& run, DType activations);
 RunSizes measure_run(Device& device, const Slab& slab, const FluxRun& run);
 
+// The run with prepared copies of the weights of all blocks (Residency::prepared), where this device's products read
+// another form than what is stored.
+FluxRun with_prepared_blocks(Device& device, const Slab& slab, FluxRun run);
+
 }  // namespace squareq
