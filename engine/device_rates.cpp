@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <numeric>
+#include <vector>
 
 #include "engine/memory_plan.h"
 #include "kernels/base/error.h"
@@ -9,7 +11,7 @@
 namespace squareq {
 namespace {
 
-constexpr int kRepeats = 3;
+constexpr std::size_t kRepeats = 3;
 
 double copy_rate(Device& device) {
   constexpr std::size_t kBytes = std::size_t{64} << 20U;
@@ -18,7 +20,7 @@ double copy_rate(Device& device) {
   const Buffer memory = device.allocate(kBytes);
   const std::unique_ptr<Event> end = transfers.make_event();
   double best = 0.0;
-  for (int i = 0; i <= kRepeats; ++i) {
+  for (std::size_t i = 0; i <= kRepeats; ++i) {
     const auto begin = std::chrono::steady_clock::now();
     transfers.copy(host.get(), memory.get(), kBytes);
     transfers.record(*end, Stream::kCopy);
@@ -49,19 +51,25 @@ BlockRates block_rates(FluxEngine& engine) {
     forward += stage.work.forward();
     if (stage.has_backward) backward += stage.work.backward();
   }
-  BlockRates rates;
-  for (int i = 0; i <= kRepeats; ++i) {
+  // A device that was idle is faster for a moment than it stays: the second half of the runs counts.
+  constexpr double kSeconds = 0.5;
+  std::vector<double> up, down;
+  for (double spent = 0.0; up.size() <= kRepeats || spent < kSeconds; spent += up.back() + down.back()) {
     engine.runner().measure();
     engine.forward();
     engine.backward();
-    double up = 0.0;
-    double down = 0.0;
+    up.push_back(0.0);
+    down.push_back(0.0);
     for (const StageTime& t : engine.runner().times()) {
-      if (t.stage->work.forward() > 0.0) (t.backward ? down : up) += t.seconds;
+      if (t.stage->work.forward() > 0.0) (t.backward ? down : up).back() += t.seconds;
     }
-    rates = {.forward = std::max(rates.forward, forward / up), .backward = std::max(rates.backward, backward / down)};
   }
-  return rates;
+  const std::size_t half = up.size() / 2;
+  const auto mean = [&](const std::vector<double>& times) {
+    return std::accumulate(times.end() - static_cast<std::ptrdiff_t>(half), times.end(), 0.0) /
+           static_cast<double>(half);
+  };
+  return {.forward = forward / mean(up), .backward = backward / mean(down)};
 }
 
 // From data sheets: memory in GiB, TFLOP/s of dense bfloat16 products with float32 sums; GB/s of the PCI Express link.
