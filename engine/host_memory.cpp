@@ -21,17 +21,31 @@ std::size_t kilobytes(const char* file, const std::string& name, std::size_t abs
   return absent;
 }
 
-// Of the control group (version 2) of this process and those above it. Kernels and containers without give no limit.
+// Of a control group and those above it.
+std::size_t smallest_limit(const std::string& hierarchy, fs::path group, const char* name) {
+  std::size_t limit = kUnlimited;
+  for (;; group = group.parent_path()) {
+    std::ifstream file(hierarchy + group.string() + "/" + name);
+    std::size_t value = 0;
+    if (file >> value) limit = std::min(limit, value);  // "max" is no number
+    if (group == group.parent_path()) return limit;
+  }
+}
+
+// Of the groups of this process, which /proc/self/cgroup lists as "ID:CONTROLLERS:GROUP": version 2 has no names of
+// controllers, version 1 a hierarchy for each. Kernels and containers without give no limit.
 std::size_t control_group_limit() {
   std::ifstream groups("/proc/self/cgroup");
   std::size_t limit = kUnlimited;
   for (std::string line; std::getline(groups, line);) {
-    if (!line.starts_with("0::/")) continue;
-    for (fs::path group = line.substr(3);; group = group.parent_path()) {
-      std::ifstream file("/sys/fs/cgroup" + group.string() + "/memory.max");
-      std::size_t value = 0;
-      if (file >> value) limit = std::min(limit, value);  // "max" is no number
-      if (group == group.parent_path()) break;
+    const std::size_t first = line.find(':');
+    const std::size_t second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    const std::string group = line.substr(second + 1);
+    if (controllers.empty()) limit = std::min(limit, smallest_limit("/sys/fs/cgroup", group, "memory.max"));
+    if (controllers == "memory") {
+      limit = std::min(limit, smallest_limit("/sys/fs/cgroup/memory", group, "memory.limit_in_bytes"));
     }
   }
   return limit;
