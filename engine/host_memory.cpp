@@ -11,6 +11,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::size_t kUnlimited = std::numeric_limits<std::size_t>::max();
+constexpr std::size_t kReserve = std::size_t{2} << 30U;
 
 // The value in bytes of a line "NAME:  123 kB".
 std::size_t kilobytes(const char* file, const std::string& name, std::size_t absent) {
@@ -53,8 +54,9 @@ std::size_t control_group_limit() {
 
 }  // namespace
 
-std::size_t available_host_memory() {
-  return std::min(kilobytes("/proc/meminfo", "MemAvailable", kUnlimited), control_group_limit());
+std::size_t available_page_cache() {
+  const std::size_t available = std::min(kilobytes("/proc/meminfo", "MemAvailable", kUnlimited), control_group_limit());
+  return available - std::min(available, kReserve);
 }
 
 std::size_t anonymous_host_memory() { return kilobytes("/proc/self/status", "RssAnon", 0); }

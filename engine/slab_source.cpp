@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "engine/host_memory.h"
 #include "kernels/base/error.h"
 
 namespace squareq {
@@ -14,13 +13,28 @@ constexpr std::size_t kPiece = std::size_t{2} << 20U;
 constexpr std::size_t kPage = RandomAccessFile::kPage;
 // Direct reads start and end at pages, parts need not.
 constexpr std::size_t kChunk = kPiece + 2 * kPage;
-constexpr std::size_t kReserve = std::size_t{2} << 30U;  // host memory for everything but the page cache
-constexpr std::size_t kChunksPerReader = 3;              // one is filled, one waits for its copy, one is copied
+constexpr std::size_t kChunksPerReader = 3;  // one is filled, one waits for its copy, one is copied
 
 constexpr std::uint64_t page_begin(std::uint64_t offset) { return offset / kPage * kPage; }
 constexpr std::uint64_t page_end(std::uint64_t offset) { return page_begin(offset + kPage - 1); }
 
 }  // namespace
+
+std::vector<bool> cached_parts(const std::vector<SlabPart>& parts, std::size_t budget) {
+  std::size_t total = 0;
+  for (const SlabPart& part : parts) total += part.streamed ? part.bytes : 0;
+  const double share = budget < total ? static_cast<double>(budget) / static_cast<double>(total) : 1.0;
+  std::vector<bool> cached(parts.size(), false);
+  std::size_t seen = 0;
+  std::size_t taken = 0;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    if (!parts[i].streamed) continue;
+    seen += parts[i].bytes;
+    cached[i] = static_cast<double>(taken + parts[i].bytes) <= share * static_cast<double>(seen);
+    if (cached[i]) taken += parts[i].bytes;
+  }
+  return cached;
+}
 
 // A chunk of the ring that nobody copies from.
 class SlabSource::Loan {
@@ -59,11 +73,12 @@ class SlabSource::Loan {
 };
 
 SlabSource::SlabSource(const Slab& slab, Transfers& transfers, std::vector<SlabPart> parts, HostPath path,
-                       std::size_t readers)
+                       std::size_t readers, std::size_t page_cache)
     : slab_(slab),
       transfers_(transfers),
       parts_(std::move(parts)),
-      path_(choose(path)),
+      file_(slab.path(), RandomAccessFile::Mode::kCached),
+      path_(choose(path, page_cache)),
       fall_back_(path == HostPath::kAuto) {
   for (const SlabPart& part : parts_) blocks_.try_emplace(part.block);
   const std::size_t chunks = kChunksPerReader * readers;
@@ -77,13 +92,15 @@ SlabSource::SlabSource(const Slab& slab, Transfers& transfers, std::vector<SlabP
   if (!blocks_.at(streamed->block).registration) path_ = HostPath::kRing;
 }
 
-// Opens the file for the path that is chosen.
-HostPath SlabSource::choose(HostPath wanted) {
+// A slab that does not fit is read past the page cache, but for as much as that can hold: it would have lost each part
+// of the slab before the next use.
+HostPath SlabSource::choose(HostPath wanted, std::size_t page_cache) {
   const bool streams = std::any_of(parts_.begin(), parts_.end(), [](const SlabPart& part) { return part.streamed; });
-  const bool fits = slab_.file_bytes() + kReserve <= available_host_memory();
+  const bool fits = slab_.file_bytes() <= page_cache;
   if (wanted == HostPath::kDirect || (wanted == HostPath::kAuto && streams && !fits)) {
     try {
-      file_.emplace(slab_.path(), RandomAccessFile::Mode::kDirect);
+      direct_.emplace(slab_.path(), RandomAccessFile::Mode::kDirect);
+      cached_ = cached_parts(parts_, wanted == HostPath::kAuto ? page_cache : 0);
       return HostPath::kDirect;
     } catch (const FileError& error) {
       if (wanted == HostPath::kDirect) {
@@ -94,17 +111,22 @@ HostPath SlabSource::choose(HostPath wanted) {
       }
     }
   }
-  file_.emplace(slab_.path(), RandomAccessFile::Mode::kCached);
   if (wanted == HostPath::kRing || !streams || (wanted == HostPath::kAuto && !fits)) return HostPath::kRing;
   return HostPath::kRegistered;
 }
 
 std::string SlabSource::path_name() const {
-  switch (path_) {
-    case HostPath::kRegistered: return "registered mapping";
-    case HostPath::kDirect: return "direct reads into a pinned ring";
-    default: return "pinned ring";
+  if (path_ == HostPath::kRegistered) return "registered mapping";
+  if (path_ == HostPath::kRing) return "pinned ring";
+  std::size_t streamed = 0;
+  std::size_t cached = 0;
+  for (std::size_t i = 0; i < parts_.size(); ++i) {
+    if (parts_[i].streamed) streamed += parts_[i].bytes;
+    if (cached_[i]) cached += parts_[i].bytes;
   }
+  const std::string name = "direct reads into a pinned ring";
+  if (cached == 0) return name;
+  return name + ", " + std::to_string(100 * cached / streamed) + " % through the page cache";
 }
 
 void SlabSource::prepare(std::size_t index) {
@@ -113,7 +135,7 @@ void SlabSource::prepare(std::size_t index) {
   std::call_once(block.prepared, [&] {
     {
       const Loan chunk(*this);
-      slab_.verify_block(part.block, *file_, chunk.memory().first(kPiece));
+      slab_.verify_block(part.block, direct_ ? *direct_ : file_, chunk.memory().first(kPiece));
     }
     if (path_ == HostPath::kRegistered && part.streamed) register_block(part.block);
   });
@@ -146,6 +168,7 @@ void SlabSource::load(std::size_t index, std::size_t piece, std::byte* memory,
                     memory, part.bytes);
     return;
   }
+  const RandomAccessFile& file = direct_ && !cached_[index] ? *direct_ : file_;
   const std::size_t first = piece * kPiece;
   const std::size_t last = pieces(index) == 1 ? part.bytes : std::min(part.bytes, first + kPiece);
   for (std::size_t begin = first; begin < last; begin += kPiece) {
@@ -153,7 +176,7 @@ void SlabSource::load(std::size_t index, std::size_t piece, std::byte* memory,
     const std::uint64_t from = page_begin(part.offset + begin);
     const std::uint64_t to = page_end(part.offset + begin + bytes);
     const Loan chunk(*this);
-    file_->read(from, chunk.memory().first(to - from));
+    file.read(from, chunk.memory().first(to - from));
     before_copy();
     transfers_.copy(chunk.memory().data() + (part.offset + begin - from), memory + begin, bytes);
     transfers_.record(chunk.copied(), Stream::kCopy);

@@ -24,12 +24,18 @@ struct SlabPart {
   bool streamed = false;  // loaded again and again; others are loaded once, always through the ring
 };
 
+// Which streamed parts are read through the page cache if it holds `budget` bytes of them: evenly spread, so that fast
+// and slow parts take turns.
+std::vector<bool> cached_parts(const std::vector<SlabPart>& parts, std::size_t budget);
+
 class SlabSource : public PartSource {
  public:
-  // Throws ConfigError if the path asked for does not work here, FileError if the file cannot be read.
-  SlabSource(const Slab& slab, Transfers& transfers, std::vector<SlabPart> parts, HostPath path, std::size_t readers);
+  // `page_cache`: how many bytes of the slab it can hold. Throws ConfigError if the path asked for does not work here,
+  // FileError if the file cannot be read.
+  SlabSource(const Slab& slab, Transfers& transfers, std::vector<SlabPart> parts, HostPath path, std::size_t readers,
+             std::size_t page_cache);
 
-  // What is used ("registered mapping").
+  // What is used ("registered mapping", "direct reads into a pinned ring, 38 % through the page cache").
   std::string path_name() const;
   // Verifies the checksum of the part's block, and registers the block for that path.
   void prepare(std::size_t part) override;
@@ -47,13 +53,15 @@ class SlabSource : public PartSource {
   };
   class Loan;
 
-  HostPath choose(HostPath wanted);
+  HostPath choose(HostPath wanted, std::size_t page_cache);
   void register_block(const std::string& id);
 
   const Slab& slab_;
   Transfers& transfers_;
   std::vector<SlabPart> parts_;
-  std::optional<RandomAccessFile> file_;
+  RandomAccessFile file_;                   // through the page cache
+  std::optional<RandomAccessFile> direct_;  // past it
+  std::vector<bool> cached_;                // parts that are read from file_ though there is direct_
   HostPath path_;
   bool fall_back_;  // to the ring where the driver refuses to register a block
   std::map<std::string, Block> blocks_;

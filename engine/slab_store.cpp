@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "engine/host_memory.h"
 #include "kernels/base/error.h"
 
 namespace squareq {
@@ -168,7 +169,8 @@ void SlabStore::start() {
     for (const View& view : views) list.push_back(view.data);
     return list;
   };
-  source_ = std::make_unique<SlabSource>(slab_, device_.transfers(), parts_, residency_.path, residency_.readers);
+  source_ = std::make_unique<SlabSource>(slab_, device_.transfers(), parts_, residency_.path, residency_.readers,
+                                         residency_.page_cache.value_or(available_page_cache()));
   queue_ = std::make_unique<PrefetchQueue>(device_.transfers(), *source_, addresses(homes_), addresses(slots_),
                                            residency_.readers);
 }

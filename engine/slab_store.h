@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -24,6 +25,8 @@ struct Residency {
   std::size_t slots = 4;  // of device memory that the streamed ones share; see slot_bytes
   HostPath path = HostPath::kAuto;
   std::size_t readers = 0;  // threads; 0: as many as copies at full speed take
+  // Bytes of the slab that the page cache can hold; unset: what is available, less a reserve.
+  std::optional<std::size_t> page_cache;
 };
 
 class SlabStore {
