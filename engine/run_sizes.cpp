@@ -52,7 +52,7 @@ RunSizes sizes_of(const Slab& slab, const FluxRun& run, DType activations, const
       if (ops != nullptr && size.recomputable) {
         size.prepared = measure([&](Carver& carver) { take_prepared(carver, *ops, slab, stages[i]); });
       }
-      size.weights_in_backward = stages[i].has_backward && stages[i].weights_in_backward;
+      size.weights_in_backward = stages[i].reads_weights_in_backward();
       if (stages[i].work.forward() > size.work.forward()) size.work = stages[i].work;
       size.saved.push_back(measure(stages[i].saved));
       size.lasting.push_back(lasting(stages[i], false));

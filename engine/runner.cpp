@@ -40,7 +40,7 @@ void Runner::expect(bool backward) {
   for (const bool back : {backward, !backward && keep_ != Keep::kNothing}) {
     const auto begin = order.size();
     for (const Stage& stage : stages_) {
-      if (!back || (stage.has_backward && stage.weights_in_backward)) order.push_back(&stage);
+      if (!back || stage.reads_weights_in_backward()) order.push_back(&stage);
     }
     if (back) std::reverse(order.begin() + static_cast<std::ptrdiff_t>(begin), order.end());
   }
@@ -49,7 +49,7 @@ void Runner::expect(bool backward) {
 
 void Runner::run(const Stage& stage, bool backward) {
   Mark around{.stage = &stage, .backward = backward, .begin = mark()};
-  const bool weights = !backward || stage.weights_in_backward;
+  const bool weights = !backward || stage.reads_weights_in_backward();
   if (weights) store_.acquire(stage);
   around.ready = mark();
   if (!backward || shares(stage)) stage.forward(device_.ops(), backward ? Pass::kRecompute : Pass::kForward);
@@ -87,7 +87,7 @@ void Runner::transfer() {
   std::for_each(stages_.begin(), stages_.end(), bring);
   expect(true);
   std::for_each(stages_.rbegin(), stages_.rend(), [&](const Stage& stage) {
-    if (stage.has_backward && stage.weights_in_backward) bring(stage);
+    if (stage.reads_weights_in_backward()) bring(stage);
   });
 }
 

@@ -55,6 +55,8 @@ struct Stage {
   std::function<void(Carver&, bool attention)> lasting;
   std::function<void(Ops&, Pass)> forward;
   std::function<void(Ops&)> backward;
+
+  bool reads_weights_in_backward() const { return has_backward && weights_in_backward; }
 };
 
 }  // namespace squareq
