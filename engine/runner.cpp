@@ -10,6 +10,14 @@ bool Runner::shares(const Stage& stage) const {
   return keep_ == Keep::kNothing || (keep_ == Keep::kCheckpoint && stage.recomputable && !kept_.all.contains(stage.id));
 }
 
+bool Runner::recomputes(const Stage& stage) const {
+  return keep_ != Keep::kNothing && stage.has_backward && shares(stage);
+}
+
+bool Runner::recomputes_attention(const Stage& stage) const {
+  return recomputes(stage) && !kept_.attention.contains(stage.id);
+}
+
 void Runner::layout(Carver& carver) {
   std::vector<const Stage*> sharing;
   const bool lasts = keep_ != Keep::kNothing;
@@ -52,7 +60,7 @@ void Runner::run(const Stage& stage, bool backward) {
   const bool weights = !backward || stage.reads_weights_in_backward();
   if (weights) store_.acquire(stage);
   around.ready = mark();
-  if (!backward || shares(stage)) stage.forward(device_.ops(), backward ? Pass::kRecompute : Pass::kForward);
+  if (!backward || recomputes(stage)) stage.forward(device_.ops(), backward ? Pass::kRecompute : Pass::kForward);
   if (backward) stage.backward(device_.ops());
   if (weights) store_.release(stage);
   around.end = mark();

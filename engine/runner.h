@@ -56,6 +56,10 @@ class Runner {
 
   const std::vector<Stage>& stages() const { return stages_; }
 
+  // Is a stage computed again before its backward, and its attention with it?
+  bool recomputes(const Stage& stage) const;
+  bool recomputes_attention(const Stage& stage) const;
+
  private:
   // Places in the compute stream around a stage.
   struct Mark {

@@ -125,7 +125,7 @@ int run_step(const SpeedOptions& options) {
   std::vector<double> times(static_cast<std::size_t>(options.repeats));
   for (double& time : times) time = seconds_of(one_step, device.get());
   const double seconds = median(times);
-  const StepFlops flops = count_flops(engine.state(), engine.lora(), options.checkpointing);
+  const StepFlops flops = count_flops(engine);
   const double rate = flops.total() / seconds * 1e-9;
   if (!device->reads_host_memory()) {
     if (!options.json) {
