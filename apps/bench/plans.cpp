@@ -54,12 +54,7 @@ PlanChoice random_choice(const RunSizes& sizes, std::mt19937_64& numbers) {
 
 double step_seconds(Device& device, const Slab& slab, const FluxRun& run, int repeats) {
   FluxEngine engine(device, slab, run);
-  set_random_inputs(engine);
-  std::int64_t step = 0;
-  constexpr int kWarmUps = 3;
-  for (int i = 0; i < kWarmUps; ++i) training_step(engine, ++step);
-  return median_seconds(
-      repeats, [&] { training_step(engine, ++step); }, &device);
+  return TrainingSteps(engine).measure(repeats).seconds;
 }
 
 }  // namespace

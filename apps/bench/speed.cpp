@@ -115,29 +115,23 @@ int run_step(const SpeedOptions& options) {
   }
   if (options.prepared) run = with_prepared_blocks(*device, slab, std::move(run));
   FluxEngine engine(*device, slab, run);
-  set_random_inputs(engine);
-  std::int64_t step = 0;
-  const auto gradients = [&] { compute_gradients(engine); };
-  const auto one_step = [&] { training_step(engine, ++step); };
-  constexpr int kWarmUps = 5;  // plans of matrix products, clocks
-  for (int i = 0; i < kWarmUps; ++i) one_step();
-  const std::int64_t allocations = device->allocations();
-  std::vector<double> times(static_cast<std::size_t>(options.repeats));
-  for (double& time : times) time = seconds_of(one_step, device.get());
-  const double seconds = median(times);
+  TrainingSteps steps(engine);
+  const auto [seconds, allocations] = steps.measure(options.repeats);
   const StepFlops flops = count_flops(engine);
   const double rate = flops.total() / seconds * 1e-9;
+  if (!options.json && !run.residency.streamed.empty()) {
+    fmt::print("weights that stream come by {}\n", engine.weights().path_name());
+  }
   if (!device->reads_host_memory()) {
     if (!options.json) {
       fmt::print("driver: {:.1f} MiB in use by this process; {} device allocations in {} steps\n",
-                 static_cast<double>(device->memory().ours) / 0x1p20, device->allocations() - allocations,
-                 options.repeats);
+                 static_cast<double>(device->memory().ours) / 0x1p20, allocations, options.repeats);
     }
     DeviceStep measured{.seconds = seconds, .flop = flops.total()};
-    for (double& time : times) time = seconds_of(gradients, device.get());
-    measured.gradient_seconds = median(times);
+    const auto gradients = [&] { compute_gradients(engine); };
+    measured.gradient_seconds = median_seconds(options.repeats, gradients, device.get());
     if (run.residency.streamed.empty()) measured.gradient_kernels = device->back_to_back(gradients);
-    measured.families = device->profile(one_step);
+    measured.families = device->profile([&] { steps.next(); });
     report_device_step(*device, engine, measured, options.json);
     return 0;
   }

@@ -67,14 +67,11 @@ std::string timeline(const std::vector<StageTime>& times) {
 
 Result measure(Device& device, const Slab& slab, const FluxRun& run, int repeats) {
   FluxEngine engine(device, slab, run);
-  set_random_inputs(engine);
+  TrainingSteps steps(engine);
   Result result;
-  std::int64_t step = 0;
-  const auto one_step = [&] { training_step(engine, ++step); };
-  for (int i = 0; i < 2; ++i) one_step();  // checksums, registration, plans of matrix products
-  result.step = median_seconds(repeats, one_step, &device);
+  result.step = steps.measure(repeats).seconds;
   engine.runner().measure();
-  one_step();
+  steps.next();
   result.timeline = timeline(engine.runner().times());
   if (!run.residency.streamed.empty()) {
     const auto transfer = [&] { engine.runner().transfer(); };

@@ -44,15 +44,28 @@ void compute_gradients(FluxEngine& engine) {
   engine.backward();
 }
 
-void training_step(FluxEngine& engine, std::int64_t step) {
-  Ops& ops = engine.device().ops();
-  LoraSet& lora = engine.lora();
-  compute_gradients(engine);
+TrainingSteps::TrainingSteps(FluxEngine& engine) : engine_(engine) { set_random_inputs(engine); }
+
+void TrainingSteps::next() {
+  Ops& ops = engine_.device().ops();
+  LoraSet& lora = engine_.lora();
+  compute_gradients(engine_);
   const double norm = ops.sum_of_squares(lora.gradients());
   AdamW update = lora.adamw();
   update.gradient_scale = static_cast<float>(clip_factor(norm, 1.0));
-  update.step = step;
+  update.step = ++step_;
   ops.adamw(update);
+}
+
+TrainingSteps::Time TrainingSteps::measure(int repeats) {
+  constexpr int kWarmUps =
+      4;  // and the one of median_seconds: checksums, registration, plans of matrix products, clocks
+  for (int i = 0; i < kWarmUps; ++i) next();
+  Device& device = engine_.device();
+  const std::int64_t allocations = device.allocations();
+  const double seconds = median_seconds(
+      repeats, [&] { next(); }, &device);
+  return {.seconds = seconds, .allocations = device.allocations() - allocations};
 }
 
 }  // namespace squareq::bench

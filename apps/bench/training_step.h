@@ -15,7 +15,24 @@ void set_random_inputs(FluxEngine& engine);
 // Forward and backward, from the prediction itself.
 void compute_gradients(FluxEngine& engine);
 
-// The same, then clipping and optimizer; `step` counts from 1.
-void training_step(FluxEngine& engine, std::int64_t step);
+// Training steps, one after the other, on random inputs.
+class TrainingSteps {
+ public:
+  struct Time {
+    double seconds = 0.0;          // of a step, the median
+    std::int64_t allocations = 0;  // of device memory, in all
+  };
+
+  explicit TrainingSteps(FluxEngine& engine);
+
+  // compute_gradients, clipping, optimizer.
+  void next();
+  // Of `repeats` steps, after some that warm up.
+  Time measure(int repeats);
+
+ private:
+  FluxEngine& engine_;
+  std::int64_t step_ = 0;
+};
 
 }  // namespace squareq::bench
