@@ -260,8 +260,9 @@ void add_run_fields(std::vector<ConfigField>& t) {
                                                                    {"ring", HostPath::kRing},
                                                                    {"direct", HostPath::kDirect}},
                      "How weights that stream are read. `registered`: by the device from the mapped slab. `ring`: by "
-                     "threads into pinned memory. `direct`: the same past the page cache, for a slab larger than the "
-                     "machine's memory. `auto`: the first that works."));
+                     "threads into pinned memory. `direct`: the same past the page cache. `auto`: the first that "
+                     "works; `direct` is for a slab larger than the machine's memory, and then as much as fits goes "
+                     "through the page cache."));
   t.push_back(integer(FIELD(threads), 0, 1024, "CPU threads; 0: one per hardware thread."));
 }
 

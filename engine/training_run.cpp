@@ -158,6 +158,8 @@ void TrainingRun::step() {
   TrainProgress& progress = trainer_.progress();
   const StepResult result = trainer_.step();
   const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
+  const std::string path = trainer_.engine().weights().path_name();
+  if (progress.step == first_step_ + 1 && !path.empty()) spdlog::info("weights come by {}", path);
   progress.seconds = config_.timestamps ? seconds_before_ + seconds : 0.0;
   if (!result.skipped.empty()) {
     spdlog::warn("step {} is skipped: {} ({} in a row)", progress.step, result.skipped, progress.skipped);
