@@ -11,7 +11,7 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr std::size_t kUnlimited = std::numeric_limits<std::size_t>::max();
-constexpr std::size_t kReserve = std::size_t{2} << 30U;
+constexpr std::size_t kReserve = std::size_t{2} << 30U;  // for everything but the page cache
 
 // The value in bytes of a line "NAME:  123 kB".
 std::size_t kilobytes(const char* file, const std::string& name, std::size_t absent) {

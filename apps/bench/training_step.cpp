@@ -58,8 +58,8 @@ void TrainingSteps::next() {
 }
 
 TrainingSteps::Time TrainingSteps::measure(int repeats) {
-  constexpr int kWarmUps =
-      4;  // and the one of median_seconds: checksums, registration, plans of matrix products, clocks
+  // And the one of median_seconds: checksums, registration, plans of matrix products, clocks.
+  constexpr int kWarmUps = 4;
   for (int i = 0; i < kWarmUps; ++i) next();
   Device& device = engine_.device();
   const std::int64_t allocations = device.allocations();
