@@ -124,9 +124,10 @@ std::string SlabSource::path_name() const {
     if (parts_[i].streamed) streamed += parts_[i].bytes;
     if (cached_[i]) cached += parts_[i].bytes;
   }
-  const std::string name = "direct reads into a pinned ring";
-  if (cached == 0) return name;
-  return name + ", " + std::to_string(100 * cached / streamed) + " % through the page cache";
+  std::string name = "direct reads into a pinned ring";
+  if (cached > 0)
+    name += ", " + std::to_string(100 * cached / std::max(cached, streamed)) + " % through the page cache";
+  return name;
 }
 
 void SlabSource::prepare(std::size_t index) {
