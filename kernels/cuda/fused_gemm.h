@@ -58,5 +58,6 @@ bool fused_gemm_sm80_supports(const FusedGemm& gemm);
 void fused_gemm_sm80(const FusedGemm& gemm, cudaStream_t stream);
 bool fused_gemm_sm90_supports(const FusedGemm& gemm);
 void fused_gemm_sm90(const FusedGemm& gemm, cudaStream_t stream);
+void fused_gemm_sm90_mixed(const FusedGemm& gemm, cudaStream_t stream);  // part of the above: a BF16, b I8
 
 }  // namespace squareq::cuda

@@ -3,53 +3,11 @@
 
 #include <array>
 
-#include "kernels/cuda/check.h"
-#include "kernels/cuda/fused_gemm.h"
-#include "kernels/cuda/tensor.cuh"
+#include "kernels/cuda/fused_gemm_sm90_launch.cuh"
 
 namespace squareq::cuda {
 namespace sm90 {
 namespace {
-
-// Of the driver, found at run time: programs also start where there is no driver.
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-EncodeTiled encode_tiled() {
-  static const EncodeTiled found = [] {
-    void* address = nullptr;
-    cudaDriverEntryPointQueryResult status{};
-#if CUDART_VERSION >= 12050
-    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &address, 12000, cudaEnableDefault, &status),
-          "cudaGetDriverEntryPoint");
-#else
-    check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &address, cudaEnableDefault, &status),
-          "cudaGetDriverEntryPoint");
-#endif
-    require(status == cudaDriverEntryPointSuccess, "the driver has no cuTensorMapEncodeTiled");
-    return reinterpret_cast<EncodeTiled>(address);
-  }();
-  return found;
-}
-
-// Boxes of [rows, bytes of a row] of a matrix; in shared memory the 16-byte pieces of a row of 128 or 64 bytes are
-// swizzled.
-CUtensorMap map_of(const ConstView& x, int box_rows, int box_bytes) {
-  CUtensorMap map{};
-  if (!x) return map;
-  const auto element = static_cast<std::int64_t>(size_of(x.dtype));
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(x.cols), static_cast<cuuint64_t>(x.rows)};
-  // The stride of a single row is not used, but must be valid.
-  const std::int64_t stride = x.rows > 1 ? x.row_stride * element : (x.cols * element + 15) / 16 * 16;
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride)};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_bytes / element), static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[2] = {1, 1};
-  const CUresult status =
-      encode_tiled()(&map, x.dtype == DType::I8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
-                     const_cast<std::byte*>(x.data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                     box_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  require(status == CUDA_SUCCESS, "cuTensorMapEncodeTiled refuses a matrix");
-  return map;
-}
 
 // Halves of right operands, see load_right.
 template <class T>
@@ -57,29 +15,8 @@ CUtensorMap right_map(const ConstView& x, Transpose transposed) {
   return transposed == Transpose::kYes ? map_of(x, T::kCols / kCluster, 128) : map_of(x, kRowElements / kCluster, 128);
 }
 
-int multiprocessors() {
-  static const int count = [] {
-    int device = 0, n = 0;
-    check(cudaGetDevice(&device), "cudaGetDevice");
-    check(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-    return n;
-  }();
-  return count;
-}
-
-template <class T>
-Schedule schedule(const FusedGemm& g) {
-  constexpr int kBandRows = 2560;
-  const int pairs = static_cast<int>(ceil_div(g.a.rows, kCluster * T::kRows));
-  const int n = static_cast<int>(g.transpose_b == Transpose::kYes ? g.b.rows : g.b.cols);
-  const int bands = static_cast<int>(ceil_div(pairs * kCluster * T::kRows, kBandRows));
-  return {.pairs = pairs,
-          .columns = static_cast<int>(ceil_div(n, T::kCols)),
-          .band = static_cast<int>(ceil_div(pairs, bands))};
-}
-
 template <class T, Operands kOperands>
-void launch(const FusedGemm& g, cudaStream_t stream) {
+void multiply(const FusedGemm& g, cudaStream_t stream) {
   // y += is a sum with y as the residual.
   const bool accumulate = g.accumulate == Accumulate::kYes;
   const View sum = accumulate ? g.y : g.sum, y = accumulate ? View{} : g.y;
@@ -106,43 +43,19 @@ void launch(const FusedGemm& g, cudaStream_t stream) {
                             .has_residual = static_cast<bool>(residual),
                             .v_mn_major = g.transpose_v == Transpose::kNo,
                             .m = static_cast<int>(g.a.rows),
-                            .n = static_cast<int>(g.transpose_b == Transpose::kYes ? g.b.rows : g.b.cols),
+                            .n = static_cast<int>(columns_of(g)),
                             .k_steps = static_cast<int>(ceil_div(g.a.cols, kStep)),
                             .rank = static_cast<int>(g.u.cols),
                             .gelu_begin = static_cast<int>(g.gelu_begin),
-                            .schedule = schedule<T>(g)};
-  const auto kernel = fused_gemm_kernel<T, kOperands>;
-  static const cudaError_t prepared =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
-  check(prepared, "cudaFuncSetAttribute");
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {kCluster, 1, 1};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = kCluster * std::min(multiprocessors() / kCluster, arguments.schedule.count());
-  config.blockDim = T::kThreads;
-  config.dynamicSmemBytes = T::kSharedBytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  check(cudaLaunchKernelEx(&config, kernel, arguments), "fused_gemm");
+                            .schedule = schedule<T>(g.a.rows, columns_of(g))};
+  launch<T, fused_gemm_kernel<T, kOperands>>(arguments, stream);
 }
 
 template <class T>
-void launch(const FusedGemm& g, cudaStream_t stream) {
-  if (g.a.dtype == DType::I8) return launch<T, Operands::kInt8>(g, stream);
-  if (g.transpose_b == Transpose::kYes) return launch<T, Operands::kBf16>(g, stream);
-  launch<T, Operands::kBf16RightMnMajor>(g, stream);
-}
-
-// Time of all tiles, in arbitrary units, if every cluster takes its share of them.
-template <class T>
-double cost(const FusedGemm& g) {
-  const int clusters = multiprocessors() / kCluster;
-  const int rounds = (schedule<T>(g).count() + clusters - 1) / clusters;
-  return rounds * static_cast<double>(T::kRows * T::kCols);
+void multiply(const FusedGemm& g, cudaStream_t stream) {
+  if (g.a.dtype == DType::I8) return multiply<T, Operands::kInt8>(g, stream);
+  if (g.transpose_b == Transpose::kYes) return multiply<T, Operands::kBf16>(g, stream);
+  multiply<T, Operands::kBf16RightMnMajor>(g, stream);
 }
 
 }  // namespace
@@ -151,14 +64,16 @@ double cost(const FusedGemm& g) {
 void fused_gemm_sm90(const FusedGemm& g, cudaStream_t stream) {
   using namespace sm90;
   require(fused_gemm_sm90_supports(g), "fused_gemm: shapes, types or alignment");
+  if (g.a.dtype != g.b.dtype) return fused_gemm_sm90_mixed(g, stream);
   // Small tiles fetch more for each multiplication.
-  const double costs[] = {cost<Tile<2, 256>>(g), cost<Tile<3, 192>>(g), 1.1 * cost<Tile<2, 192>>(g),
-                          1.4 * cost<Tile<1, 192>>(g)};
+  const std::int64_t m = g.a.rows, n = columns_of(g);
+  const double costs[] = {cost<Tile<2, 256>>(m, n), cost<Tile<3, 192>>(m, n), 1.1 * cost<Tile<2, 192>>(m, n),
+                          1.4 * cost<Tile<1, 192>>(m, n)};
   switch (std::min_element(std::begin(costs), std::end(costs)) - std::begin(costs)) {
-    case 0: return launch<Tile<2, 256>>(g, stream);
-    case 1: return launch<Tile<3, 192>>(g, stream);
-    case 2: return launch<Tile<2, 192>>(g, stream);
-    default: return launch<Tile<1, 192>>(g, stream);
+    case 0: return multiply<Tile<2, 256>>(g, stream);
+    case 1: return multiply<Tile<3, 192>>(g, stream);
+    case 2: return multiply<Tile<2, 192>>(g, stream);
+    default: return multiply<Tile<1, 192>>(g, stream);
   }
 }
 
@@ -169,12 +84,16 @@ bool fused_gemm_sm90_supports(const FusedGemm& g) {
     return !v || (v.dtype == dtype && reinterpret_cast<std::uintptr_t>(v.data) % kBytes == 0 &&
                   (v.rows <= 1 || v.row_stride * static_cast<std::int64_t>(size_of(dtype)) % kBytes == 0));
   };
-  const bool int8 = g.a.dtype == DType::I8 && g.transpose_b == Transpose::kYes;
-  const DType operands = int8 ? DType::I8 : DType::BF16;
-  return fits(g.a, operands) && fits(g.b, operands) && fits(g.u, DType::BF16) && fits(g.v, DType::BF16) &&
-         fits(g.y, DType::BF16) && fits(g.act, DType::BF16) && fits(g.residual, DType::BF16) &&
-         fits(g.sum, DType::BF16) && (!g.act || g.gelu_begin % kAligned == 0) &&
-         (g.transpose_b == Transpose::kYes ? g.b.rows : g.b.cols) % kAligned == 0;
+  const bool transposed = g.transpose_b == Transpose::kYes;
+  const bool mixed = g.a.dtype == DType::BF16 && g.b.dtype == DType::I8;
+  if (mixed && (g.a_scale || (g.v && g.transpose_v == Transpose::kYes) || !fits(g.b_scale, DType::F32) ||
+                (!transposed && !g.b_scale)))
+    return false;
+  const DType operands = g.a.dtype == DType::I8 && transposed ? DType::I8 : DType::BF16;
+  return fits(g.a, operands) && fits(g.b, mixed ? DType::I8 : operands) && fits(g.u, DType::BF16) &&
+         fits(g.v, DType::BF16) && fits(g.y, DType::BF16) && fits(g.act, DType::BF16) &&
+         fits(g.residual, DType::BF16) && fits(g.sum, DType::BF16) && (!g.act || g.gelu_begin % kAligned == 0) &&
+         sm90::columns_of(g) % kAligned == 0;
 }
 
 namespace sm90 {

@@ -218,6 +218,7 @@ class Writer {
         p_.act_data[(row_ + row) * p_.act_stride + column - begin] =
             static_cast<std::uint16_t>(column % 2 == 0 ? pair : pair >> 16);
     }
+    if (lane_ == 0) wait_store_reads<0>();  // as open() counts the stores of two units
     __syncwarp();
     ++unit_;
   }

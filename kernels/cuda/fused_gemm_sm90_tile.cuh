@@ -46,7 +46,7 @@ struct Schedule {
 };
 
 struct Arguments {
-  CUtensorMap a, b, u, v, residual, y, act, sum;
+  CUtensorMap a, b, u, v, k_scales, residual, y, act, sum;  // k_scales: of the mixed kernel's steps along K
   const float* a_scale;
   const float* b_scale;
   const float* gate;

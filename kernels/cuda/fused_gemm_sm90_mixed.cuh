@@ -1,0 +1,263 @@
+// The kernel of fused_gemm_sm90_mixed.cu: BF16 activations times INT8 weights, which become BF16 in registers. Wgmma
+// reads only its left operand from there, so the transposed product is computed: tiles of [features, tokens], weights
+// on the left. Otherwise as fused_gemm_sm90.cuh; the tokens' values are what both blocks of a cluster share.
+//
+// Rows of the sums may stand for features in any order: row g of a warp's 16 stands for its feature 2 g, row g + 8 for
+// 2 g + 1. So a thread's two rows are neighbouring features, and it writes pairs of outputs.
+#pragma once
+
+#include "kernels/cuda/fused_gemm_sm90.cuh"
+#include "kernels/cuda/fused_gemm_sm90_mixed_output.cuh"
+
+namespace squareq::cuda::sm90 {
+
+// How the weight is stored, in FusedGemm's terms: [n, k] with scales of the features, or [k, n] with scales along K.
+enum class Stored : std::uint8_t { kByFeature, kByK };
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+template <class T, Stored kStored>
+__device__ void produce_mixed(const Arguments& p, MixedMemory<T> memory) {
+  const std::uint32_t block = block_in_cluster();
+  const int rank_steps = (p.rank + kRankStep - 1) / kRankStep;
+  Ring<T> ring;
+  wait_for_kernels_before();
+  for (int i = static_cast<int>(blockIdx.x) / kCluster; i < p.schedule.count(); i += gridDim.x / kCluster) {
+    int pair, column;
+    p.schedule.place(i, pair, column);
+    const int feature = (pair * kCluster + static_cast<int>(block)) * T::kRows, token = column * T::kCols;
+    for (int step = 0; step < p.k_steps + rank_steps; ++step, ring.advance()) {
+      const std::uint32_t full = memory.full(ring.stage), left = memory.left(ring.stage);
+      wait_barrier(memory.empty(ring.stage), ring.parity ^ 1);
+      const bool scaled = kStored == Stored::kByK && step < p.k_steps;
+      arrive_expecting(full, T::kStageBytes + (scaled ? T::kScaleBytes : 0));
+      const int k = step < p.k_steps ? step * kRowElements : (step - p.k_steps) * kRankStep;
+      load_right<T>(step < p.k_steps ? p.a : p.u, false, k, token, memory.right(ring.stage), full, block);
+      if (scaled) load_box(memory.scales(ring.stage), p.k_scales, k, 0, full);
+#pragma unroll
+      for (int group = 0; group < T::kGroups; ++group) {
+        const std::uint32_t to = left + group * T::kGroupBytes;
+        const int first = feature + group * 64;
+        if (step >= p.k_steps) {
+          load_box(to, p.v, first, k, full);
+        } else if constexpr (kStored == Stored::kByFeature) {
+          load_box(to, p.b, k, first, full);
+        } else {
+          load_box(to, p.b, first, k, full);
+        }
+      }
+    }
+  }
+}
+
+// Left operands of one stage, for multiply_bf16.
+using Fragments = std::uint32_t[16];
+
+__device__ inline std::uint32_t load_u16(std::uint32_t address) {
+  std::uint32_t v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
+}
+__device__ inline std::uint32_t permute(std::uint32_t low, std::uint32_t high, std::uint32_t selector) {
+  return __byte_perm(low, high, selector);
+}
+
+// BF16 of the signed bytes 0 and 2, exactly: 128 + the low seven bits, minus 128 or, for negative values, 256.
+__device__ inline std::uint32_t exact_pair(std::uint32_t bytes) {
+  const std::uint32_t value = (bytes & 0x007F007FU) | 0x43004300U, base = (bytes & 0x00800080U) | 0x43004300U;
+  std::uint32_t difference;
+  asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(difference) : "r"(value), "r"(base));
+  return difference;
+}
+
+// The left operand from shared memory, where each group has rows of 64 bytes as TMA swizzles them.
+template <Stored kStored>
+class Expander;
+
+// Rows are features. Half of the lanes read their feature 2 g + 1 first, so that all banks are busy.
+template <>
+class Expander<Stored::kByFeature> {
+ public:
+  __device__ explicit Expander(int warp, int lane) {
+    const int g = lane / 4, odd_first = g / 4;
+    offset_ = (16 * warp + 2 * g + odd_first) * 64 + (g % 4) * 16 + lane % 4 * 2;
+    even_ = odd_first != 0 ? 0x5544 : 0x1100;
+  }
+  __device__ void expand(Fragments& a, std::uint32_t left, std::uint32_t) const {
+    const std::uint32_t from = left + offset_;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const std::uint32_t at = from ^ (i / 2 * 16);
+      const std::uint32_t first = load_u16(at + i % 2 * 8), second = load_u16((at ^ 64) + i % 2 * 8);
+      a[2 * i] = exact_pair(permute(first, second, even_));
+      a[2 * i + 1] = exact_pair(permute(first, second, even_ ^ 0x4444));
+    }
+  }
+
+ private:
+  std::uint32_t offset_, even_;
+};
+
+// Rows are steps of K, and each has its scale.
+template <>
+class Expander<Stored::kByK> {
+ public:
+  __device__ explicit Expander(int warp, int lane) : offset_(k_of(lane) * 64 + (warp ^ lane % 4) * 16 + lane / 4 * 2) {}
+
+  __device__ void expand(Fragments& a, std::uint32_t left, std::uint32_t scales) const {
+    const std::uint32_t from = left + offset_, lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const std::uint32_t at = from + i * 8 * 64;
+      // Bytes of features 2 g and 2 g + 1 of one k, then of the next; 128 more than the values, unsigned.
+      const std::uint32_t bytes = permute(load_u16(at), load_u16(at + 64), 0x5410) ^ 0x80808080U;
+      float scale[2];
+      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+                   : "=f"(scale[0]), "=f"(scale[1])
+                   : "r"(scales + (i * 8 + k_of(lane)) * 4)
+                   : "memory");
+      const auto scaled = [&](int byte) { return scale[byte / 2] * centred(bytes, 0x7440 | byte); };
+      a[2 * i] = pair_of(scaled(0), scaled(2));
+      a[2 * i + 1] = pair_of(scaled(1), scaled(3));
+    }
+  }
+
+ private:
+  __device__ static std::uint32_t k_of(std::uint32_t lane) { return lane % 4 * 2; }
+  // An unsigned byte minus 128: as the lowest of the mantissa of 2^23.
+  __device__ static float centred(std::uint32_t bytes, std::uint32_t selector) {
+    return value(permute(bytes, 0x4B000000U, selector)) - 8388736.0F;
+  }
+
+  std::uint32_t offset_;
+};
+
+// The four warps of a group read stages at their own pace, so each says when it is done.
+template <class T>
+__device__ void release_by_warp(MixedMemory<T> memory, int stage, int lane) {
+  if (lane < kCluster) arrive_remote(memory.empty(stage), lane);
+}
+
+template <class T>
+__device__ void multiply_fragments(Sums<T::kCols>& d, const Fragments& a, std::uint32_t right, int steps, bool add) {
+  fence_registers();
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (i < steps) multiply_bf16<T::kCols>(d, a + 4 * i, k_major(right + i * 32), add || i > 0);
+  }
+  commit_multiplies();
+}
+
+// d = the group's features times the tile's tokens. While one stage is multiplied, the next one's weights are expanded.
+template <class T, Stored kStored>
+__device__ void multiply_mixed(Sums<T::kCols>& d, const Arguments& p, MixedMemory<T> memory, Ring<T>& ring, int group,
+                               int lane, const Expander<kStored>& expander) {
+  Fragments even, odd;
+  const auto expand = [&](Fragments& a) {
+    wait_barrier(memory.full(ring.stage), ring.parity);
+    expander.expand(a, memory.left(ring.stage) + group * T::kGroupBytes, memory.scales(ring.stage));
+  };
+  int previous = 0;
+  // Multiplies the stage whose weights are in `now`; false: it was the last one.
+  const auto advance = [&](int step, Fragments& now, Fragments& next) {
+    const int stage = ring.stage;
+    multiply_fragments<T>(d, now, memory.right(stage), 4, step > 0);
+    wait_multiplies<1>();
+    if (step > 0) release_by_warp(memory, previous, lane);
+    previous = stage;
+    ring.advance();
+    if (step + 1 == p.k_steps) return false;
+    expand(next);
+    return true;
+  };
+  expand(even);
+  for (int step = 0;; step += 2) {
+    if (!advance(step, even, odd)) break;
+    if (!advance(step + 1, odd, even)) break;
+  }
+  finish_multiplies<T>(d);
+  release_by_warp(memory, previous, lane);
+}
+
+// d += op(v)^T u^T, in steps of kRankStep.
+template <class T>
+__device__ void add_low_rank_mixed(Sums<T::kCols>& d, const Arguments& p, MixedMemory<T> memory, Ring<T>& ring,
+                                   int group, int warp, int lane) {
+  for (int r = 0; r < p.rank; r += kRankStep, ring.advance()) {
+    wait_barrier(memory.full(ring.stage), ring.parity);
+    const std::uint32_t left = memory.left(ring.stage) + group * T::kGroupBytes;
+    // Features 2 g and 2 g + 1 of step k of the rank.
+    const auto features = [&](int k) {
+      return load_pair(left + k * 128 + ((2 * warp + lane / 16) ^ (k % 8)) * 16 + lane / 4 % 4 * 4);
+    };
+    Fragments a;
+#pragma unroll
+    for (int i = 0; i < kRankStep / 8; ++i) {
+      const int k = i * 8 + lane % 4 * 2;
+      const std::uint32_t first = features(k), second = features(k + 1);
+      a[2 * i] = permute(first, second, 0x5410);
+      a[2 * i + 1] = permute(first, second, 0x7632);
+    }
+    multiply_fragments<T>(d, a, memory.right(ring.stage), kRankStep / 16, true);
+    finish_multiplies<T>(d);
+    release_by_warp(memory, ring.stage, lane);
+  }
+}
+
+template <class T, Stored kStored>
+__device__ void consume_mixed(const Arguments& p, MixedMemory<T> memory) {
+  const int group = uniform(static_cast<int>(threadIdx.x) / kWarpgroup);
+  const int warp = uniform(static_cast<int>(threadIdx.x) / 32 % 4), lane = static_cast<int>(threadIdx.x) % 32;
+  Ring<T> ring;
+  MixedWriter<T> writer(p, memory, group);
+  const Expander<kStored> expander(warp, lane);
+  wait_for_kernels_before();
+  for (int i = static_cast<int>(blockIdx.x) / kCluster; i < p.schedule.count(); i += gridDim.x / kCluster) {
+    int pair, column;
+    p.schedule.place(i, pair, column);
+    const int feature = (pair * kCluster + static_cast<int>(block_in_cluster())) * T::kRows + group * 64;
+    writer.begin(column * T::kCols, feature);
+    const FeaturePair mine(feature + warp * 16 + lane / 4 * 2, p.n);
+    float scales[2] = {1.0F, 1.0F}, bias[2];
+    if constexpr (kStored == Stored::kByFeature) mine.fetch(p.b_scale, DType::F32, 1.0F, scales);
+    mine.fetch(p.bias, p.bias_type, 0.0F, bias);
+    Sums<T::kCols> d;
+    multiply_mixed<T, kStored>(d, p, memory, ring, group, lane, expander);
+#pragma unroll
+    for (int j = 0; j < T::kCols / 2; ++j)
+      d[j] = __float_as_uint(fmaf(value(d[j]), scales[j / 2 % 2], bias[j / 2 % 2]));
+    add_low_rank_mixed<T>(d, p, memory, ring, group, warp, lane);
+    writer.write(d);
+  }
+  writer.finish();
+}
+
+#endif
+
+template <class T, Stored kStored>
+__global__ void __launch_bounds__(T::kThreads, 1) mixed_gemm_kernel(const __grid_constant__ Arguments p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ std::byte shared[];
+  const MixedMemory<T> memory{{(shared_address(shared) + T::kAlignment - 1) / T::kAlignment * T::kAlignment}};
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < T::kStages; ++stage) {
+      init_barrier(memory.full(stage), 1);
+      init_barrier(memory.empty(stage), T::kGroups * 4 * kCluster);
+    }
+    for (int i = 0; i < T::kBuffers; ++i) init_barrier(memory.loaded(i), 1);
+    publish_barriers();
+  }
+  synchronize_cluster();
+  if (threadIdx.x >= T::kGroups * kWarpgroup) {
+    give_registers<T::kGroups == 3 ? 32 : 40>();
+    if (threadIdx.x / 32 == T::kGroups * 4 && elect()) produce_mixed<T, kStored>(p, memory);
+    __syncwarp();
+  } else {
+    take_registers<T::kGroups == 3 ? 160 : 232>();
+    consume_mixed<T, kStored>(p, memory);
+  }
+  synchronize_cluster();  // until then the other block's copies and arrivals come here
+#endif
+}
+
+}  // namespace squareq::cuda::sm90
