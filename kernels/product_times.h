@@ -7,17 +7,18 @@
 
 namespace squareq {
 
-// a [m, k] times b, on random data. Where b is stored as [k, n], INT8 is not available.
+// a [m, k] times b of INT8, on random data. Where b is stored as [k, n], a is bfloat16.
 struct ProductShape {
-  bool int8 = false;          // else bfloat16
+  bool int8 = false;          // a; else bfloat16
   bool b_transposed = false;  // stored as [n, k]
   std::int64_t m = 0, n = 0, k = 0;
 };
 
 // Seconds, medians; 0 where the GPU has no such kernel.
 struct ProductTimes {
-  double fused = 0.0;    // the product of kernels/cuda/fused_gemm.h into bfloat16, INT8 with a scale for each row
-  double library = 0.0;  // cuBLASLt into int32 or bfloat16, the fastest of its heuristics' first 16 algorithms
+  double fused = 0.0;  // the product of kernels/cuda/fused_gemm.h into bfloat16
+  double library =
+      0.0;  // cuBLASLt with both of a's type, into int32 or bfloat16: the fastest of its first 16 proposals
   std::vector<double> others;
 };
 

@@ -49,7 +49,7 @@ Buffer upload_int8(Device& device, std::int64_t count, std::uint32_t stream) {
 // In 10^12 operations per second; 0 where there is no such kernel.
 struct LayerRates {
   double layer = 0.0;     // with the weight as it is stored
-  double prepared = 0.0;  // with a copy of it that was expanded or transposed beforehand
+  double prepared = 0.0;  // with a copy of it that was expanded or transposed beforehand, where that is of use
   double product = 0.0;   // the fused one alone
   double library = 0.0;   // cuBLASLt's
 };
@@ -78,11 +78,12 @@ class LayerTimer {
                         .scales = View(scales_.get(), DType::F32, 1, 1, layer.out),
                         .bias = View(bias_.get(), DType::BF16, 1, 1, layer.out)};
     Ops& ops = device_->ops();
-    View copy = ops.prepared_form(stored);
-    copy.data = prepared_.get();
-    ops.prepare(stored, copy);
     Weight prepared = stored;
-    prepared.prepared = copy;
+    if (View copy = ops.prepared_form(stored); copy.cols > 0) {
+      copy.data = prepared_.get();
+      ops.prepare(stored, copy);
+      prepared.prepared = copy;
+    }
 
     const View in(input_.get(), DType::BF16, 1, rows, backward ? layer.out : layer.in);
     const View out(output_.get(), DType::BF16, 1, rows, backward ? layer.in : layer.out);

@@ -149,6 +149,8 @@ class CudaOps : public Ops {
   static Operand expanded(Scratch& scratch, const Weight& weight);    // BF16 [out, in]
   static Operand transposed(Scratch& scratch, const Weight& weight);  // I8 [in, out]
   bool multiplies_int8(const Weight& weight) const;
+  // Does the product of bfloat16 rows read the INT8 weight as it is stored?
+  bool multiplies_stored(const Weight& weight) const;
   void convert_all(const std::vector<std::pair<ConstView, View>>& conversions);
   // What the backward pass of a linear needs for its adapters, in scratch.
   struct AdapterScratch {

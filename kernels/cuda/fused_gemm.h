@@ -13,20 +13,22 @@ namespace squareq::cuda {
 
 // One matrix product; every view has batch 1 and is row-major. With op(b) [k, n] and op(v) [r, n]:
 //   y = a_scale[row] * b_scale[column] * (a op(b)) + u op(v) + bias
-// a and b are both I8 (exact int32 sums) or both BF16 (float32 sums); u and v are BF16 with float32 sums. y is rounded
-// once, where it is written; epilogues use it before that rounding. Results repeat bit for bit: the order of the sums
-// depends on the shape alone.
+// a and b are both I8 (exact int32 sums) or both BF16 (float32 sums), or a is BF16 and b I8 (float32 sums); u and v are
+// BF16 with float32 sums. y is rounded once, where it is written; epilogues use it before that rounding. Results repeat
+// bit for bit: the order of the sums depends on the shape alone.
+//
+// With a BF16 and b I8 stored as [k, n], b_scale is given and belongs to k: b's values times it are rounded to BF16.
 struct FusedGemm {
   ConstView a;                              // [m, k]
-  ConstView b;                              // [n, k], or [k, n] if not transposed (BF16 only)
+  ConstView b;                              // [n, k], or [k, n] if not transposed (not if a is I8)
   Transpose transpose_b = Transpose::kYes;  // kYes: stored as [n, k]
-  ConstView a_scale;                        // [1, m] F32; empty: 1
-  ConstView b_scale;                        // [1, n] F32; empty: 1
+  ConstView a_scale;                        // [1, m] F32; empty: 1. None if a is BF16 and b I8
+  ConstView b_scale;                        // [1, n] F32, or [1, k], see above; empty: 1
   // Low-rank term, adapters side by side: r is a multiple of 8, and an adapter of a part of the columns has zeros in v
   // for the others. Both empty or both given.
   ConstView u;                              // [m, r] BF16, already multiplied by the adapters' scales
   ConstView v;                              // [n, r], or [r, n] if not transposed; BF16
-  Transpose transpose_v = Transpose::kYes;  // kYes: stored as [n, r]
+  Transpose transpose_v = Transpose::kYes;  // kYes: stored as [n, r]; kNo if a is BF16 and b I8
   ConstView bias;                           // [1, n] F32, F16 or BF16; empty: none
 
   // Outputs, BF16. At least one is given.

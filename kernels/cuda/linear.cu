@@ -276,7 +276,7 @@ void CudaOps::keep_ranks(std::span<const LoraBranch> lora, const View& u) {
 
 View CudaOps::prepared_form(const Weight& weight) const {
   if (multiplies_int8(weight)) return {nullptr, DType::I8, 1, weight.in(), weight.out()};
-  if (weight.values.dtype == DType::BF16) return {};
+  if (weight.values.dtype == DType::BF16 || multiplies_stored(weight)) return {};
   return {nullptr, DType::BF16, 1, weight.out(), weight.in()};
 }
 

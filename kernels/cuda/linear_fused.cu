@@ -1,6 +1,7 @@
 // Linear layers whose product with the weight does all the rest in its epilogue: scales, the adapters as one low-rank
 // term, bias, GELU, gate and residual. Its operands are INT8 (the path w8a8: activations are quantised row by row) or
-// bfloat16. Adapters and their gradients are computed from what was not quantised.
+// bfloat16, and there, on compute capability 9.0, the weight may be INT8. Adapters and their gradients are computed
+// from what was not quantised.
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/few_rows.h"
@@ -24,6 +25,9 @@ V matrix_of(V v, std::int64_t first, std::int64_t samples) {
   return v;
 }
 
+// Other widths would need padded copies.
+bool fused_widths(const Weight& weight) { return weight.in() % kWidthStep == 0 && weight.out() % kWidthStep == 0; }
+
 // Rows that TMA copies.
 bool aligned(const ConstView& v) {
   return !v || (reinterpret_cast<std::uintptr_t>(v.data) % 16 == 0 && v.row_stride % 8 == 0 && v.batch_stride % 8 == 0);
@@ -45,26 +49,30 @@ void for_matrices(std::int64_t batch, bool whole, Function f) {
 }  // namespace
 
 bool CudaOps::multiplies_int8(const Weight& weight) const {
-  return options_.precision == DeviceOptions::Precision::kW8A8 && weight.codec == Codec::kInt8Rows &&
-         weight.in() % kWidthStep == 0 && weight.out() % kWidthStep == 0;
+  return options_.precision == DeviceOptions::Precision::kW8A8 && fused_widths(weight) &&
+         weight.codec == Codec::kInt8Rows;
 }
 
-// Decided by types, shapes and alignment alone. Few rows gain nothing from INT8, and other widths would need padded
-// copies. In bfloat16 cuBLASLt's products are a little faster than the fused one, which wins only by the passes over
-// the output that it saves, and only on many rows.
+bool CudaOps::multiplies_stored(const Weight& weight) const {
+  return options_.precision == DeviceOptions::Precision::kW8A16 && tensor_cores_ == TensorCores::kSm90 &&
+         fused_widths(weight) && weight.codec == Codec::kInt8Rows;
+}
+
+// Decided by types, shapes and alignment alone. Few rows gain nothing from INT8. In bfloat16 cuBLASLt's products are a
+// little faster than the fused one, which wins by the passes over the output that it saves, and only on many rows, or
+// where it reads the weight as it is stored.
 CudaOps::Product CudaOps::product_of(const Weight& weight, ConstView rows, bool saves_passes,
                                      std::initializer_list<ConstView> outputs) const {
   constexpr std::int64_t kManyRows = 1024;
   const std::int64_t count = rows.batch * rows.rows;
   const auto bf16 = [](const ConstView& v) { return !v || v.dtype == DType::BF16; };
-  if (count <= kFewRows || weight.in() % kWidthStep != 0 || weight.out() % kWidthStep != 0 ||
-      !std::all_of(outputs.begin(), outputs.end(), bf16)) {
+  if (count <= kFewRows || !fused_widths(weight) || !std::all_of(outputs.begin(), outputs.end(), bf16)) {
     return Product::kAlone;
   }
   if (multiplies_int8(weight)) return Product::kFusedInt8;
   const bool fits = bf16(rows) && aligned(rows) && std::all_of(outputs.begin(), outputs.end(), aligned);
-  return tensor_cores_ == TensorCores::kSm90 && saves_passes && fits && count >= kManyRows ? Product::kFusedBf16
-                                                                                           : Product::kAlone;
+  const bool gains = multiplies_stored(weight) || (saves_passes && count >= kManyRows);
+  return tensor_cores_ == TensorCores::kSm90 && fits && gains ? Product::kFusedBf16 : Product::kAlone;
 }
 
 QuantisedRows CudaOps::take_quantised(Scratch& scratch, const ConstView& x) {
@@ -82,7 +90,8 @@ void CudaOps::linear_fused(const LinearForward& p, bool int8) {
   const View u = own_u ? scratch.take(DType::BF16, x.batch, x.rows, adapter_columns(p.lora)) : p.u;
   QuantisedRows quantised;
   if (int8) quantised = take_quantised(scratch, x);
-  const Operand weight = int8 ? Operand{.values = p.weight.values} : expanded(scratch, p.weight);
+  const bool stored = int8 || multiplies_stored(p.weight);
+  const Operand weight = stored ? Operand{.values = p.weight.values} : expanded(scratch, p.weight);
   if (scratch.rehearsing()) return;
 
   convert_all(conversions);
@@ -97,7 +106,7 @@ void CudaOps::linear_fused(const LinearForward& p, bool int8) {
     multiply({.a = int8 ? quantised.values.row_slice(first * x.rows, rows) : matrix_of(x, first, samples),
               .b = weight.values,
               .a_scale = int8 ? quantised.scales.col_slice(first * x.rows, rows) : View{},
-              .b_scale = int8 ? p.weight.scales : ConstView{},
+              .b_scale = stored ? p.weight.scales : ConstView{},
               .u = adapted ? matrix_of(ConstView(u), first, samples) : ConstView{},
               .v = stacked.b,
               .transpose_v = Transpose::kNo,
@@ -122,7 +131,10 @@ void CudaOps::linear_backward_fused(const LinearBackward& p, bool int8) {
   const AdapterScratch adapters = take_adapters(scratch, p, trained, conversions);
   QuantisedRows quantised;
   if (int8) quantised = take_quantised(scratch, dy);
-  const Operand weight = int8 ? transposed(scratch, p.weight) : expanded(scratch, p.weight);
+  const bool stored = !int8 && multiplies_stored(p.weight);
+  const Operand weight = int8     ? transposed(scratch, p.weight)
+                         : stored ? Operand{.values = p.weight.values}
+                                  : expanded(scratch, p.weight);
   if (scratch.rehearsing()) return;
 
   convert_all(conversions);
@@ -137,6 +149,7 @@ void CudaOps::linear_backward_fused(const LinearBackward& p, bool int8) {
               .b = weight.values,
               .transpose_b = int8 ? Transpose::kYes : Transpose::kNo,
               .a_scale = int8 ? quantised.scales.col_slice(first * dy.rows, rows) : View{},
+              .b_scale = stored ? p.weight.scales : ConstView{},
               .u = adapted ? matrix_of(ConstView(adapters.du), first, samples) : ConstView{},
               .v = adapters.stacked.a,
               .transpose_v = Transpose::kNo,

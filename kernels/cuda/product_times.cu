@@ -131,10 +131,11 @@ class LibraryProduct {
 
 FusedGemm fused_product(const ProductShape& s, const Memory& a, const Memory& b, const Memory& scales,
                         const Memory& y) {
-  const DType type = s.int8 ? DType::I8 : DType::BF16;
-  FusedGemm gemm{.a = View(a.data(), type, 1, s.m, s.k),
-                 .b = s.b_transposed ? View(b.data(), type, 1, s.n, s.k) : View(b.data(), type, 1, s.k, s.n),
+  const ConstView b_scale = View(scales.data(), DType::F32, 1, 1, s.b_transposed ? s.n : s.k);
+  FusedGemm gemm{.a = View(a.data(), s.int8 ? DType::I8 : DType::BF16, 1, s.m, s.k),
+                 .b = s.b_transposed ? View(b.data(), DType::I8, 1, s.n, s.k) : View(b.data(), DType::I8, 1, s.k, s.n),
                  .transpose_b = s.b_transposed ? Transpose::kYes : Transpose::kNo,
+                 .b_scale = b_scale,
                  .y = View(y.data(), DType::BF16, 1, s.m, s.n)};
   if (s.int8) gemm.a_scale = View(scales.data(), DType::F32, 1, 1, s.m);
   return gemm;
@@ -147,13 +148,16 @@ ProductTimes time_cuda_product(const ProductShape& s, int repeats, const std::ve
   using namespace cuda;
   const DType type = s.int8 ? DType::I8 : DType::BF16;
   const auto bytes = [](std::int64_t count, DType t) { return static_cast<std::size_t>(count) * size_of(t); };
-  const Memory a(bytes(s.m * s.k, type)), b(bytes(s.n * s.k, type)), y(bytes(s.m * s.n, DType::F32));
-  const Memory scales(bytes(s.m, DType::F32));
+  const Memory a(bytes(s.m * s.k, type)), b(bytes(s.n * s.k, DType::I8)), y(bytes(s.m * s.n, DType::F32));
+  const Memory wide_b(s.int8 ? 0 : bytes(s.n * s.k, type));
+  const std::size_t scale_bytes = bytes(std::max({s.m, s.n, s.k}), DType::F32);
+  const Memory scales(scale_bytes);
   fill(a, type, s.m * s.k, 1);
-  fill(b, type, s.n * s.k, 2);
-  check(cudaMemset(scales.data(), 0, bytes(s.m, DType::F32)), "cudaMemset");
+  fill(b, DType::I8, s.n * s.k, 2);
+  if (!s.int8) fill(wide_b, type, s.n * s.k, 2);
+  check(cudaMemset(scales.data(), 0x3C, scale_bytes), "cudaMemset");  // 0.0115
 
-  const LibraryProduct library(s, a, b, y);
+  const LibraryProduct library(s, a, s.int8 ? b : wide_b, y);
   const FusedGemm gemm = fused_product(s, a, b, scales, y);
   const TensorCores cores = tensor_cores_of_current_device();
   const bool supported = fused_gemm_supports(gemm, cores);

@@ -16,7 +16,7 @@ using cuda::Transpose;
 constexpr double kOneRounding = 0.58 * kBf16;
 
 struct Case {
-  DType operands = DType::I8;
+  DType a_type = DType::I8, b_type = DType::I8;
   Transpose b = Transpose::kYes, v = Transpose::kYes;
   std::int64_t m = 150, n = 200, k = 208, rank = 0;
   bool scales = true, bias = false, y = true, act = false, sum = false, in_place = false, gate = true;
@@ -24,6 +24,14 @@ struct Case {
   std::int64_t gelu_begin = 0;
   Accumulate accumulate = Accumulate::kNo;
 };
+
+// Types and layouts of the operands. With a of BF16 and b of I8 adapters are stored as [r, n] only.
+constexpr Case kOperands[] = {
+    {},
+    {.a_type = DType::BF16, .b_type = DType::BF16, .scales = false},
+    {.a_type = DType::BF16, .b_type = DType::BF16, .b = Transpose::kNo, .v = Transpose::kNo, .scales = false},
+    {.a_type = DType::BF16, .v = Transpose::kNo},
+    {.a_type = DType::BF16, .b = Transpose::kNo, .v = Transpose::kNo}};
 
 // Twins of matrices are slices of larger ones, from row 8 and column 8 on.
 constexpr std::int64_t pad_of(std::int64_t cols) { return cols % 8 == 0 ? 16 : 17; }
@@ -33,8 +41,8 @@ class Int8Matrix {
  public:
   Int8Matrix(std::int64_t rows, std::int64_t cols, std::uint32_t stream) : stride_((cols + 15) / 16 * 16) {
     std::vector<float> normal(static_cast<std::size_t>(rows * stride_));
-    fill_random(normal, stream, 40.0F);
-    for (const float x : normal) values_.push_back(static_cast<std::int8_t>(std::clamp(x, -127.0F, 127.0F)));
+    fill_random(normal, stream, 60.0F);
+    for (const float x : normal) values_.push_back(static_cast<std::int8_t>(std::clamp(x, -128.0F, 127.0F)));
     memory_ = gpu()->allocate(values_.size());
     View all(memory_.get(), DType::I8, 1, rows, stride_);
     gpu()->upload(values_.data(), all);
@@ -50,14 +58,16 @@ class Int8Matrix {
   Buffer memory_;
 };
 
+bool scales_along_k(const Case& c) { return c.b_type == DType::I8 && c.b == Transpose::kNo; }
+
 struct Operands {
   explicit Operands(const Case& c)
-      : a8(c.operands == DType::I8 ? c.m : 1, c.k, 1),
-        b8(c.operands == DType::I8 ? c.n : 1, c.k, 2),
+      : a8(c.a_type == DType::I8 ? c.m : 1, c.k, 1),
+        b8(c.b == Transpose::kYes ? c.n : c.k, c.b == Transpose::kYes ? c.k : c.n, 2),
         a16(1, c.m, c.k, 3, DType::BF16, pad_of(c.k)),
         b16(matrix(c.b, c.n, c.k, 4)),
         a_scale(1, 1, c.m, 5, DType::F32, 0, 0.02F),
-        b_scale(1, 1, c.n, 6, DType::F32, 0, 0.02F),
+        b_scale(1, 1, scales_along_k(c) ? c.k : c.n, 6, DType::F32, 0, 0.02F),
         u(1, c.m, std::max<std::int64_t>(c.rank, 8), 7, DType::BF16, 16),
         v(matrix(c.v, c.n, std::max<std::int64_t>(c.rank, 8), 8)),
         bias(1, 1, c.n, 9, c.bias_type),
@@ -77,12 +87,11 @@ struct Operands {
 };
 
 FusedGemm product(const Case& c, const Operands& o) {
-  const bool int8 = c.operands == DType::I8;
-  return {.a = int8 ? o.a8.view : o.a16.cuda,
-          .b = int8 ? o.b8.view : o.b16.cuda,
+  return {.a = c.a_type == DType::I8 ? o.a8.view : o.a16.cuda,
+          .b = c.b_type == DType::I8 ? o.b8.view : o.b16.cuda,
           .transpose_b = c.b,
-          .a_scale = c.scales ? o.a_scale.cuda : View{},
-          .b_scale = c.scales ? o.b_scale.cuda : View{},
+          .a_scale = c.scales && c.a_type == c.b_type ? o.a_scale.cuda : View{},
+          .b_scale = c.scales || scales_along_k(c) ? o.b_scale.cuda : View{},
           .u = c.rank > 0 ? o.u.cuda : View{},
           .v = c.rank > 0 ? o.v.cuda : View{},
           .transpose_v = c.v,
@@ -100,13 +109,23 @@ double element(const Twin& x, Transpose transposed, std::int64_t row, std::int64
   return transposed == Transpose::kYes ? x.cpu.f32(0, row)[col] : x.cpu.f32(0, col)[row];
 }
 
+// Element [k, n] = [t, j] of op(b) as it is multiplied.
+double right(const Case& c, const Operands& o, std::int64_t t, std::int64_t j) {
+  if (c.b_type == DType::BF16) return element(o.b16, c.b, j, t);
+  if (c.b == Transpose::kYes) return o.b8.at(j, t);
+  float scaled = o.b_scale.cpu.f32()[t] * static_cast<float>(o.b8.at(t, j));
+  std::byte rounded[2];
+  from_f32(&scaled, DType::BF16, rounded, 1);
+  to_f32(rounded, DType::BF16, &scaled, 1);
+  return static_cast<double>(scaled);
+}
+
 double sum_of_products(const Case& c, const Operands& o, std::int64_t i, std::int64_t j) {
   double s = 0.0;
-  for (std::int64_t t = 0; t < c.k; ++t) {
-    s += c.operands == DType::I8 ? o.a8.at(i, t) * o.b8.at(j, t)
-                                 : static_cast<double>(o.a16.cpu.f32(0, i)[t]) * element(o.b16, c.b, j, t);
-  }
-  if (c.scales) s *= static_cast<double>(o.a_scale.cpu.f32()[i]) * static_cast<double>(o.b_scale.cpu.f32()[j]);
+  for (std::int64_t t = 0; t < c.k; ++t)
+    s += (c.a_type == DType::I8 ? o.a8.at(i, t) : static_cast<double>(o.a16.cpu.f32(0, i)[t])) * right(c, o, t, j);
+  if (c.scales && c.a_type == c.b_type) s *= static_cast<double>(o.a_scale.cpu.f32()[i]);
+  if (c.scales && !scales_along_k(c)) s *= static_cast<double>(o.b_scale.cpu.f32()[j]);
   for (std::int64_t t = 0; t < c.rank; ++t) s += static_cast<double>(o.u.cpu.f32(0, i)[t]) * element(o.v, c.v, j, t);
   return c.bias ? s + static_cast<double>(o.bias.cpu.f32()[j]) : s;
 }
@@ -156,11 +175,11 @@ void run(const Case& c) {
 
 TEST_CASE("fused product: equals the plain loop") {
   if (gpu() == nullptr) return;
-  for (const Case& base : {Case{}, Case{.operands = DType::BF16, .scales = false},
-                           Case{.operands = DType::BF16, .b = Transpose::kNo, .v = Transpose::kNo, .scales = false}}) {
+  for (const Case& base : kOperands) {
     const auto with = [&](auto change) {
       Case c = base;
       change(c);
+      if (c.a_type != c.b_type) c.v = Transpose::kNo;
       run(c);
     };
     run(base);
@@ -184,17 +203,22 @@ TEST_CASE("fused product: equals the plain loop") {
 
 TEST_CASE("fused product: shapes that fill a GPU of 132 multiprocessors with one tile each") {
   if (gpu() == nullptr) return;
-  for (const auto& [m, n] : {std::pair{1024, 4096}, std::pair{1536, 3072}, std::pair{1024, 3072}}) {
-    run({.m = m, .n = n, .k = 48, .rank = 16, .bias = true});
-    run({.operands = DType::BF16, .m = m, .n = n, .k = 48, .rank = 16, .scales = false});
-    run({.operands = DType::BF16, .b = Transpose::kNo, .m = m, .n = n, .k = 48, .scales = false});
+  for (const auto& [m, n] :
+       {std::pair{1024, 4096}, std::pair{1536, 3072}, std::pair{1024, 3072}, std::pair{960, 3072}}) {
+    for (Case c : kOperands) {
+      c.m = m, c.n = n, c.k = 48, c.rank = 16, c.bias = true;
+      run(c);
+    }
   }
 }
 
 TEST_CASE("fused product: rows of any length of K") {
   if (gpu() == nullptr) return;
   for (const std::int64_t k : {1, 31, 64, 129, 1000}) {
-    run({.k = k});
+    for (Case c : kOperands) {
+      c.k = k;
+      run(c);
+    }
   }
 }
 
@@ -213,6 +237,15 @@ TEST_CASE("fused product: refuses operands that it would misread") {
   refused(g);
   g = good;
   g.transpose_b = Transpose::kNo;  // INT8 along the other axis
+  refused(g);
+  g = good;
+  g.a = o.a16.cuda;  // from here on BF16 times INT8
+  CHECK_FALSE(cuda::fused_gemm_supports(g, TensorCores::kSm80));
+  refused(g);  // with scales of a
+  g.a_scale = {};
+  CHECK(cuda::fused_gemm_supports(g, TensorCores::kSm90));
+  g.u = o.u.cuda;
+  g.v = o.v.cuda;  // [n, r]
   refused(g);
   g = good;
   g.y = o.y.cuda.col_slice(3, 100);
