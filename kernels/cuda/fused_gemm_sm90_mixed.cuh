@@ -50,27 +50,31 @@ __device__ void produce_mixed(const Arguments& p, MixedMemory<T> memory) {
   }
 }
 
-// Left operands of one stage, for multiply_bf16.
+// Left operands of one stage for multiply_bf16, in four parts of 16 steps of K.
 using Fragments = std::uint32_t[16];
+constexpr int kParts = kRowElements / 16;
 
 __device__ inline std::uint32_t load_u16(std::uint32_t address) {
   std::uint32_t v;
   asm volatile("ld.shared.u16 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
   return v;
 }
-__device__ inline std::uint32_t permute(std::uint32_t low, std::uint32_t high, std::uint32_t selector) {
-  return __byte_perm(low, high, selector);
-}
 
 // BF16 of the signed bytes 0 and 2, exactly: 128 + the low seven bits, minus 128 or, for negative values, 256.
 __device__ inline std::uint32_t exact_pair(std::uint32_t bytes) {
-  const std::uint32_t value = (bytes & 0x007F007FU) | 0x43004300U, base = (bytes & 0x00800080U) | 0x43004300U;
+  // (bytes & mask) | 0x43004300, in one instruction.
+  const auto masked = [&](std::uint32_t mask) {
+    std::uint32_t v;
+    asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(v) : "r"(bytes), "r"(mask), "r"(0x43004300U));
+    return v;
+  };
   std::uint32_t difference;
-  asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(difference) : "r"(value), "r"(base));
+  asm("sub.rn.bf16x2 %0, %1, %2;" : "=r"(difference) : "r"(masked(0x007F007FU)), "r"(masked(0x00800080U)));
   return difference;
 }
 
-// The left operand from shared memory, where each group has rows of 64 bytes as TMA swizzles them.
+// A thread's weights of one part from shared memory, where each group has rows of 64 bytes as TMA swizzles them; to
+// registers as they are, then to BF16.
 template <Stored kStored>
 class Expander;
 
@@ -78,19 +82,24 @@ class Expander;
 template <>
 class Expander<Stored::kByFeature> {
  public:
+  struct Raw {
+    std::uint32_t first[2], second[2];
+  };
+
   __device__ explicit Expander(int warp, int lane) {
     const int g = lane / 4, odd_first = g / 4;
     offset_ = (16 * warp + 2 * g + odd_first) * 64 + (g % 4) * 16 + lane % 4 * 2;
     even_ = odd_first != 0 ? 0x5544 : 0x1100;
   }
-  __device__ void expand(Fragments& a, std::uint32_t left, std::uint32_t) const {
-    const std::uint32_t from = left + offset_;
+  __device__ Raw load(std::uint32_t left, std::uint32_t, int part) const {
+    const std::uint32_t at = (left + offset_) ^ (part * 16);
+    return {{load_u16(at), load_u16(at + 8)}, {load_u16(at ^ 64), load_u16((at ^ 64) + 8)}};
+  }
+  __device__ void expand(const Raw& raw, std::uint32_t* a) const {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const std::uint32_t at = from ^ (i / 2 * 16);
-      const std::uint32_t first = load_u16(at + i % 2 * 8), second = load_u16((at ^ 64) + i % 2 * 8);
-      a[2 * i] = exact_pair(permute(first, second, even_));
-      a[2 * i + 1] = exact_pair(permute(first, second, even_ ^ 0x4444));
+    for (int i = 0; i < 2; ++i) {
+      a[2 * i] = exact_pair(__byte_perm(raw.first[i], raw.second[i], even_));
+      a[2 * i + 1] = exact_pair(__byte_perm(raw.first[i], raw.second[i], even_ ^ 0x4444));
     }
   }
 
@@ -102,21 +111,33 @@ class Expander<Stored::kByFeature> {
 template <>
 class Expander<Stored::kByK> {
  public:
+  struct Raw {
+    std::uint32_t first[2], second[2];  // features 2 g and 2 g + 1 of a step of K, and of the next
+    float scales[2][2];
+  };
+
   __device__ explicit Expander(int warp, int lane) : offset_(k_of(lane) * 64 + (warp ^ lane % 4) * 16 + lane / 4 * 2) {}
 
-  __device__ void expand(Fragments& a, std::uint32_t left, std::uint32_t scales) const {
-    const std::uint32_t from = left + offset_, lane = threadIdx.x % 32;
+  __device__ Raw load(std::uint32_t left, std::uint32_t scales, int part) const {
+    Raw raw;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const std::uint32_t at = from + i * 8 * 64;
-      // Bytes of features 2 g and 2 g + 1 of one k, then of the next; 128 more than the values, unsigned.
-      const std::uint32_t bytes = permute(load_u16(at), load_u16(at + 64), 0x5410) ^ 0x80808080U;
-      float scale[2];
+    for (int i = 0; i < 2; ++i) {
+      const std::uint32_t k = part * 16 + i * 8, at = left + offset_ + k * 64;
+      raw.first[i] = load_u16(at);
+      raw.second[i] = load_u16(at + 64);
       asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
-                   : "=f"(scale[0]), "=f"(scale[1])
-                   : "r"(scales + (i * 8 + k_of(lane)) * 4)
+                   : "=f"(raw.scales[i][0]), "=f"(raw.scales[i][1])
+                   : "r"(scales + (k + k_of(threadIdx.x % 32)) * 4)
                    : "memory");
-      const auto scaled = [&](int byte) { return scale[byte / 2] * centred(bytes, 0x7440 | byte); };
+    }
+    return raw;
+  }
+  __device__ void expand(const Raw& raw, std::uint32_t* a) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      // 128 more than the values, unsigned.
+      const std::uint32_t bytes = __byte_perm(raw.first[i], raw.second[i], 0x5410) ^ 0x80808080U;
+      const auto scaled = [&](int byte) { return raw.scales[i][byte / 2] * centred(bytes, 0x7440 | byte); };
       a[2 * i] = pair_of(scaled(0), scaled(2));
       a[2 * i + 1] = pair_of(scaled(1), scaled(3));
     }
@@ -126,7 +147,7 @@ class Expander<Stored::kByK> {
   __device__ static std::uint32_t k_of(std::uint32_t lane) { return lane % 4 * 2; }
   // An unsigned byte minus 128: as the lowest of the mantissa of 2^23.
   __device__ static float centred(std::uint32_t bytes, std::uint32_t selector) {
-    return value(permute(bytes, 0x4B000000U, selector)) - 8388736.0F;
+    return value(__byte_perm(bytes, 0x4B000000U, selector)) - 8388736.0F;
   }
 
   std::uint32_t offset_;
@@ -138,42 +159,37 @@ __device__ void release_by_warp(MixedMemory<T> memory, int stage, int lane) {
   if (lane < kCluster) arrive_remote(memory.empty(stage), lane);
 }
 
-template <class T>
-__device__ void multiply_fragments(Sums<T::kCols>& d, const Fragments& a, std::uint32_t right, int steps, bool add) {
-  fence_registers();
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (i < steps) multiply_bf16<T::kCols>(d, a + 4 * i, k_major(right + i * 32), add || i > 0);
-  }
-  commit_multiplies();
-}
-
-// d = the group's features times the tile's tokens. While one stage is multiplied, the next one's weights are expanded.
+// d = the group's features times the tile's tokens. Weights are expanded two parts ahead of their multiplication, so
+// that the tensor cores always have work while other instructions run.
 template <class T, Stored kStored>
 __device__ void multiply_mixed(Sums<T::kCols>& d, const Arguments& p, MixedMemory<T> memory, Ring<T>& ring, int group,
                                int lane, const Expander<kStored>& expander) {
-  Fragments even, odd;
-  const auto expand = [&](Fragments& a) {
-    wait_barrier(memory.full(ring.stage), ring.parity);
-    expander.expand(a, memory.left(ring.stage) + group * T::kGroupBytes, memory.scales(ring.stage));
+  constexpr int kAhead = 2;
+  Fragments a;
+  const auto expand = [&](int part) {
+    const std::uint32_t left = memory.left(ring.stage) + group * T::kGroupBytes;
+    expander.expand(expander.load(left, memory.scales(ring.stage), part), a + 4 * part);
   };
+  wait_barrier(memory.full(ring.stage), ring.parity);
+#pragma unroll
+  for (int part = 0; part < kAhead; ++part) expand(part);
   int previous = 0;
-  // Multiplies the stage whose weights are in `now`; false: it was the last one.
-  const auto advance = [&](int step, Fragments& now, Fragments& next) {
+  for (int step = 0; step < p.k_steps; ++step) {
     const int stage = ring.stage;
-    multiply_fragments<T>(d, now, memory.right(stage), 4, step > 0);
-    wait_multiplies<1>();
-    if (step > 0) release_by_warp(memory, previous, lane);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      fence_registers();
+      multiply_bf16<T::kCols>(d, a + 4 * part, k_major(memory.right(stage) + part * 32), step > 0 || part > 0);
+      commit_multiplies();
+      wait_multiplies<kAhead>();  // the registers written next are those of the one before the last two
+      if (part == kAhead - 1 && step > 0) release_by_warp(memory, previous, lane);
+      if (part == kParts - kAhead) {
+        ring.advance();
+        if (step + 1 < p.k_steps) wait_barrier(memory.full(ring.stage), ring.parity);
+      }
+      if (part < kParts - kAhead || step + 1 < p.k_steps) expand((part + kAhead) % kParts);
+    }
     previous = stage;
-    ring.advance();
-    if (step + 1 == p.k_steps) return false;
-    expand(next);
-    return true;
-  };
-  expand(even);
-  for (int step = 0;; step += 2) {
-    if (!advance(step, even, odd)) break;
-    if (!advance(step + 1, odd, even)) break;
   }
   finish_multiplies<T>(d);
   release_by_warp(memory, previous, lane);
@@ -190,15 +206,19 @@ __device__ void add_low_rank_mixed(Sums<T::kCols>& d, const Arguments& p, MixedM
     const auto features = [&](int k) {
       return load_pair(left + k * 128 + ((2 * warp + lane / 16) ^ (k % 8)) * 16 + lane / 4 % 4 * 4);
     };
-    Fragments a;
+    std::uint32_t a[kRankStep / 4];
 #pragma unroll
     for (int i = 0; i < kRankStep / 8; ++i) {
       const int k = i * 8 + lane % 4 * 2;
       const std::uint32_t first = features(k), second = features(k + 1);
-      a[2 * i] = permute(first, second, 0x5410);
-      a[2 * i + 1] = permute(first, second, 0x7632);
+      a[2 * i] = __byte_perm(first, second, 0x5410);
+      a[2 * i + 1] = __byte_perm(first, second, 0x7632);
     }
-    multiply_fragments<T>(d, a, memory.right(ring.stage), kRankStep / 16, true);
+    fence_registers();
+#pragma unroll
+    for (int i = 0; i < kRankStep / 16; ++i)
+      multiply_bf16<T::kCols>(d, a + 4 * i, k_major(memory.right(ring.stage) + i * 32), true);
+    commit_multiplies();
     finish_multiplies<T>(d);
     release_by_warp(memory, ring.stage, lane);
   }
