@@ -131,7 +131,7 @@ __device__ void consume(const Arguments& p, Memory<T> memory) {
   const int warp = uniform(static_cast<int>(threadIdx.x) / 32), group = warp / 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   Ring<T> ring;
-  Writer<T> writer(p, memory);
+  Writer<T, WarpRows<T>> writer(p, memory);
   Vector<T> scales, bias;
   wait_for_kernels_before();
   for (int i = static_cast<int>(blockIdx.x) / kCluster; i < p.schedule.count(); i += gridDim.x / kCluster) {

@@ -229,7 +229,7 @@ __device__ void consume_mixed(const Arguments& p, MixedMemory<T> memory) {
   const int group = uniform(static_cast<int>(threadIdx.x) / kWarpgroup);
   const int warp = uniform(static_cast<int>(threadIdx.x) / 32 % 4), lane = static_cast<int>(threadIdx.x) % 32;
   Ring<T> ring;
-  MixedWriter<T> writer(p, memory, group);
+  Writer<T, GroupFeatures<T>> writer(p, memory);
   const Expander<kStored> expander(warp, lane);
   wait_for_kernels_before();
   for (int i = static_cast<int>(blockIdx.x) / kCluster; i < p.schedule.count(); i += gridDim.x / kCluster) {

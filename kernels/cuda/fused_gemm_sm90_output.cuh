@@ -96,145 +96,169 @@ __device__ inline void store_pair(std::uint32_t address, std::uint32_t v) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
 }
 
-// Writes the outputs of one warp's 16 rows, chunk by chunk, each chunk of an output being a unit; units take the two
-// buffers in turn. The residual of a chunk is fetched into the buffer where the sum replaces it.
+// What a Writer's threads hold of a tile's sums, and the shape of the chunks in which they write it. Here: a warp, its
+// 16 rows, chunks of columns.
 template <class T>
+class WarpRows {
+ public:
+  static constexpr int kThreads = 32, kRows = kWarpRows, kColumns = T::kChunk, kChunks = T::kCols / kColumns;
+
+  __device__ WarpRows()
+      : thread(static_cast<int>(threadIdx.x) % kThreads), team(static_cast<int>(threadIdx.x) / kThreads) {}
+  __device__ void synchronize() const { __syncwarp(); }
+  // Where a chunk begins.
+  __device__ static int row(int) { return 0; }
+  __device__ static int column(int chunk) { return chunk * kColumns; }
+
+  __device__ void fetch_gate(const Arguments& p, int column) { gate_.fetch(p.gate, DType::F32, 1.0F, column, p.n); }
+  __device__ float gate(int pair, int i) const { return gate_.at(pair, i); }
+
+  // Calls f(row and column in the chunk, what gate() wants, value, its right neighbour).
+  template <class Function>
+  __device__ void for_pairs(const Sums<T::kCols>& d, int chunk, Function f) const {
+#pragma unroll
+    for (int j = 0; j < kColumns / 8; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int pair = chunk * (kColumns / 8) + j, i = 4 * pair + 2 * half;
+        f(thread / 4 + 8 * half, 8 * j + thread % 4 * 2, pair, value(d[i]), value(d[i + 1]));
+      }
+    }
+  }
+
+  int thread, team;
+
+ private:
+  Vector<T> gate_;
+};
+
+// Writes the outputs of a team of threads, chunk by chunk, each chunk of an output being a unit; units take the team's
+// two buffers in turn. The residual of a chunk is fetched into the buffer where the sum replaces it.
+template <class T, class Team>
 class Writer {
  public:
-  __device__ Writer(const Arguments& p, Memory<T> memory)
-      : p_(p),
-        memory_(memory),
-        lane_(static_cast<int>(threadIdx.x) % 32),
-        first_(static_cast<int>(threadIdx.x) / 32 * 2) {}
+  __device__ Writer(const Arguments& p, Memory<T> memory) : p_(p), memory_(memory) {}
 
-  // Where the next tile's values of this warp are. Fetches its first residual.
+  // Where the team's values of the next tile are. Fetches its first residual.
   __device__ void begin(int row, int column) {
     row_ = row;
     column_ = column;
-    if (p_.has_sum) gate_.fetch(p_.gate, DType::F32, 1.0F, column, p_.n);
+    if (p_.has_sum) team_.fetch_gate(p_, column);
     if (!p_.has_residual) return;
-    if (lane_ == 0) wait_store_reads<0>();
+    if (leads()) wait_store_reads<0>();
     fetch_residual(0);
     __syncwarp();
   }
 
-  __device__ void write(Sums<T::kCols>& d) {
+  __device__ void write(const Sums<T::kCols>& d) {
 #pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
+    for (int chunk = 0; chunk < Team::kChunks; ++chunk) {
       if (p_.has_sum) {
         write_sum(d, chunk);
         if (!p_.has_y) finish_sum(chunk);
-        store(p_.sum, column_ + chunk * T::kChunk);
+        store(p_.sum, column_, chunk);
       }
       if (p_.has_y) {
         open();
-        for_pairs(d, chunk, [](std::uint32_t, int, float x, float y) { return pair_of(x, y); });
+        write_pairs(d, chunk, [](std::uint32_t, int, float x, float y) { return pair_of(x, y); });
         if (p_.has_sum) finish_sum(chunk);
-        store(p_.y, column_ + chunk * T::kChunk);
+        store(p_.y, column_, chunk);
       }
-      const int act_column = column_ + chunk * T::kChunk - p_.gelu_begin;
-      if (p_.has_act && act_column > -T::kChunk) {
+      const int act_column = column_ - p_.gelu_begin;
+      if (p_.has_act && act_column + Team::column(chunk) > -Team::kColumns) {
         open();
         constexpr Sigmoidal kGelu{.slope = 1.5957691216057308F, .cubic = 0.044715F};
-        for_pairs(d, chunk,
-                  [&](std::uint32_t, int, float x, float y) { return pair_of(kGelu.value(x), kGelu.value(y)); });
-        if (act_column >= 0) {
-          store(p_.act, act_column);
+        write_pairs(d, chunk,
+                    [&](std::uint32_t, int, float x, float y) { return pair_of(kGelu.value(x), kGelu.value(y)); });
+        if (act_column + Team::column(chunk) >= 0) {
+          store(p_.act, act_column, chunk);
         } else {
-          store_right_part(-act_column);
+          store_right_part(act_column, chunk);
         }
       }
     }
   }
 
   __device__ void finish() {
-    if (lane_ == 0) wait_store_reads<0>();
+    if (leads()) wait_store_reads<0>();
   }
 
  private:
-  static constexpr int kChunks = T::kCols / T::kChunk;
+  __device__ bool leads() const { return team_.thread == 0; }
+  __device__ int slot() const { return team_.team * 2 + static_cast<int>(unit_ & 1U); }
+  __device__ std::uint32_t buffer() const { return memory_.buffer(slot()); }
 
-  __device__ int slot() const { return static_cast<int>(unit_ & 1U); }
-  __device__ std::uint32_t buffer() const { return memory_.buffer(first_ + slot()); }
-
-  // Of 16 bytes of the unit's buffer, swizzled as TMA does.
-  __device__ std::uint32_t address(int row, int piece) const {
-    const int swizzle = T::kChunk == 64 ? row % 8 : row / 2 % 4;
-    return buffer() + row * (T::kChunk * 2) + (piece ^ swizzle) * 16;
+  // In the unit's buffer, whose pieces of 16 bytes are swizzled as TMA does.
+  __device__ std::uint32_t address(int row, int column) const {
+    const int swizzle = Team::kColumns == 64 ? row % 8 : row / 2 % 4;
+    return buffer() + row * (Team::kColumns * 2) + (column / 8 ^ swizzle) * 16 + column % 8 * 2;
   }
   // The buffer of the unit is free of older stores.
   __device__ void open() {
-    if (lane_ == 0) wait_store_reads<1>();
-    __syncwarp();
+    if (leads()) wait_store_reads<1>();
+    team_.synchronize();
   }
-  // Calls f(address, j as in d[4 j + i], value, its right neighbour) and writes the pair that it returns.
+  // Writes the pairs that f(address, what gate() wants, value, its right neighbour) returns.
   template <class Function>
-  __device__ void for_pairs(Sums<T::kCols>& d, int chunk, Function f) {
-#pragma unroll
-    for (int j = 0; j < T::kChunk / 8; ++j) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const std::uint32_t at = address(lane_ / 4 + 8 * half, j) + lane_ % 4 * 4;
-        const int i = 4 * (chunk * (T::kChunk / 8) + j) + 2 * half;
-        store_pair(at, f(at, chunk * (T::kChunk / 8) + j, value(d[i]), value(d[i + 1])));
-      }
-    }
+  __device__ void write_pairs(const Sums<T::kCols>& d, int chunk, Function f) {
+    team_.for_pairs(d, chunk, [&](int row, int column, int pair, float x, float y) {
+      const std::uint32_t at = address(row, column);
+      store_pair(at, f(at, pair, x, y));
+    });
   }
-  __device__ void write_sum(Sums<T::kCols>& d, int chunk) {
+  __device__ void write_sum(const Sums<T::kCols>& d, int chunk) {
     if (p_.has_residual) {
-      wait_barrier(memory_.loaded(first_ + slot()), parities_ >> slot() & 1U);
-      parities_ ^= 1U << slot();
+      wait_barrier(memory_.loaded(slot()), parities_ >> (unit_ & 1U) & 1U);
+      parities_ ^= 1U << (unit_ & 1U);
     } else {
       open();
     }
-    for_pairs(d, chunk, [&](std::uint32_t address, int j, float x, float y) {
+    write_pairs(d, chunk, [&](std::uint32_t address, int pair, float x, float y) {
       const std::uint32_t old = p_.has_residual ? load_pair(address) : 0U;
-      return pair_of(__uint_as_float(old << 16) + gate_.at(j, 0) * x,
-                     __uint_as_float(old & 0xFFFF0000U) + gate_.at(j, 1) * y);
+      return pair_of(__uint_as_float(old << 16) + team_.gate(pair, 0) * x,
+                     __uint_as_float(old & 0xFFFF0000U) + team_.gate(pair, 1) * y);
     });
   }
   // The other buffer becomes free for the next chunk's residual.
   __device__ void finish_sum(int chunk) {
-    if (!p_.has_residual || chunk + 1 == kChunks) return;
-    if (lane_ == 0) wait_store_reads<0>();
+    if (!p_.has_residual || chunk + 1 == Team::kChunks) return;
+    if (leads()) wait_store_reads<0>();
     ++unit_;
     fetch_residual(chunk + 1);
     --unit_;
   }
   __device__ void fetch_residual(int chunk) {
-    if (lane_ != 0) return;
-    arrive_expecting(memory_.loaded(first_ + slot()), T::kBufferBytes);
-    load_box(buffer(), p_.residual, column_ + chunk * T::kChunk, row_, memory_.loaded(first_ + slot()));
+    if (!leads()) return;
+    arrive_expecting(memory_.loaded(slot()), T::kBufferBytes);
+    load_box(buffer(), p_.residual, column_ + Team::column(chunk), row_ + Team::row(chunk), memory_.loaded(slot()));
   }
-  // The columns of the chunk from `begin` on to the first of `act`: TMA does not store boxes that begin before a
-  // matrix.
-  __device__ void store_right_part(int begin) {
-    __syncwarp();
-    for (int i = lane_; i < kWarpRows * T::kChunk; i += 32) {
-      const int row = i / T::kChunk, column = i % T::kChunk;
-      const bool inside = column >= begin && column - begin < p_.n - p_.gelu_begin && row_ + row < p_.m;
-      const std::uint32_t pair = load_pair(address(row, column / 8) + column % 8 / 2 * 4);
-      if (inside)
-        p_.act_data[(row_ + row) * p_.act_stride + column - begin] =
-            static_cast<std::uint16_t>(column % 2 == 0 ? pair : pair >> 16);
+  // The columns of the chunk from the first of `act` on: TMA does not store boxes that begin before a matrix.
+  __device__ void store_right_part(int act_column, int chunk) {
+    team_.synchronize();
+    constexpr int kPairs = Team::kColumns / 2;
+    for (int i = team_.thread; i < Team::kRows * kPairs; i += Team::kThreads) {
+      const int in_chunk = i % kPairs * 2, column = act_column + Team::column(chunk) + in_chunk;
+      const int row = row_ + Team::row(chunk) + i / kPairs;
+      const std::uint32_t pair = load_pair(address(i / kPairs, in_chunk));
+      if (column >= 0 && column < p_.n - p_.gelu_begin && row < p_.m)
+        *reinterpret_cast<std::uint32_t*>(p_.act_data + row * p_.act_stride + column) = pair;
     }
-    if (lane_ == 0) wait_store_reads<0>();  // as open() counts the stores of two units
-    __syncwarp();
+    if (leads()) wait_store_reads<0>();  // open() reckons with a store of every unit
+    team_.synchronize();
     ++unit_;
   }
-  __device__ void store(const CUtensorMap& map, int column) {
+  __device__ void store(const CUtensorMap& map, int column, int chunk) {
     fence_for_copies();
-    __syncwarp();
-    if (lane_ == 0) store_box(map, column, row_, buffer());
+    team_.synchronize();
+    if (leads()) store_box(map, column + Team::column(chunk), row_ + Team::row(chunk), buffer());
     ++unit_;
   }
 
   const Arguments& p_;
   Memory<T> memory_;
-  int lane_, first_;
+  Team team_;
   int row_ = 0, column_ = 0;
   unsigned unit_ = 0, parities_ = 0;
-  Vector<T> gate_;
 };
 
 }  // namespace squareq::cuda::sm90
