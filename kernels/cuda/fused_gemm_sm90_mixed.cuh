@@ -159,35 +159,47 @@ __device__ void release_by_warp(MixedMemory<T> memory, int stage, int lane) {
   if (lane < kCluster) arrive_remote(memory.empty(stage), lane);
 }
 
-// d = the group's features times the tile's tokens. Weights are expanded two parts ahead of their multiplication, so
-// that the tensor cores always have work while other instructions run.
+// d = the group's features times the tile's tokens, half a stage at a time: while one half is multiplied, the weights of
+// the next one are expanded, and read from shared memory a part earlier still.
 template <class T, Stored kStored>
 __device__ void multiply_mixed(Sums<T::kCols>& d, const Arguments& p, MixedMemory<T> memory, Ring<T>& ring, int group,
                                int lane, const Expander<kStored>& expander) {
-  constexpr int kAhead = 2;
-  Fragments a;
-  const auto expand = [&](int part) {
-    const std::uint32_t left = memory.left(ring.stage) + group * T::kGroupBytes;
-    expander.expand(expander.load(left, memory.scales(ring.stage), part), a + 4 * part);
+  const auto load = [&](int part) {
+    return expander.load(memory.left(ring.stage) + group * T::kGroupBytes, memory.scales(ring.stage), part);
   };
+  Fragments a;
   wait_barrier(memory.full(ring.stage), ring.parity);
-#pragma unroll
-  for (int part = 0; part < kAhead; ++part) expand(part);
+  expander.expand(load(0), a);
+  expander.expand(load(1), a + 4);
+  auto raw = load(2);
   int previous = 0;
   for (int step = 0; step < p.k_steps; ++step) {
     const int stage = ring.stage;
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) {
+    const bool last = step + 1 == p.k_steps;
+    const auto multiply_half = [&](int half) {
       fence_registers();
-      multiply_bf16<T::kCols>(d, a + 4 * part, k_major(memory.right(stage) + part * 32), step > 0 || part > 0);
+#pragma unroll
+      for (int part = 2 * half; part < 2 * half + 2; ++part)
+        multiply_bf16<T::kCols>(d, a + 4 * part, k_major(memory.right(stage) + part * 32), step > 0 || part > 0);
       commit_multiplies();
-      wait_multiplies<kAhead>();  // the registers written next are those of the one before the last two
-      if (part == kAhead - 1 && step > 0) release_by_warp(memory, previous, lane);
-      if (part == kParts - kAhead) {
-        ring.advance();
-        if (step + 1 < p.k_steps) wait_barrier(memory.full(ring.stage), ring.parity);
-      }
-      if (part < kParts - kAhead || step + 1 < p.k_steps) expand((part + kAhead) % kParts);
+    };
+    const auto expand = [&](int part) {
+      const auto next = load((part + 1) % kParts);
+      expander.expand(raw, a + 4 * part);
+      raw = next;
+    };
+    multiply_half(0);
+    wait_multiplies<1>();
+    if (step > 0) release_by_warp(memory, previous, lane);
+    expand(2);
+    ring.advance();
+    if (!last) wait_barrier(memory.full(ring.stage), ring.parity);
+    expand(3);
+    multiply_half(1);
+    if (!last) {
+      wait_multiplies<1>();
+      expand(0);
+      expand(1);
     }
     previous = stage;
   }

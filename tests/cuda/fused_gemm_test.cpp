@@ -120,21 +120,48 @@ double right(const Case& c, const Operands& o, std::int64_t t, std::int64_t j) {
   return static_cast<double>(scaled);
 }
 
-double sum_of_products(const Case& c, const Operands& o, std::int64_t i, std::int64_t j) {
-  double s = 0.0;
-  for (std::int64_t t = 0; t < c.k; ++t)
-    s += (c.a_type == DType::I8 ? o.a8.at(i, t) : static_cast<double>(o.a16.cpu.f32(0, i)[t])) * right(c, o, t, j);
-  if (c.scales && c.a_type == c.b_type) s *= static_cast<double>(o.a_scale.cpu.f32()[i]);
-  if (c.scales && !scales_along_k(c)) s *= static_cast<double>(o.b_scale.cpu.f32()[j]);
-  for (std::int64_t t = 0; t < c.rank; ++t) s += static_cast<double>(o.u.cpu.f32(0, i)[t]) * element(o.v, c.v, j, t);
-  return c.bias ? s + static_cast<double>(o.bias.cpu.f32()[j]) : s;
-}
+// What is rounded to y, row by row.
+class Sums {
+ public:
+  Sums(const Case& c, const Operands& o) : c_(c), o_(o), row_(static_cast<std::size_t>(c.n)) {
+    for (std::int64_t t = 0; t < c.k; ++t)
+      for (std::int64_t j = 0; j < c.n; ++j) b_.push_back(right(c, o, t, j));
+    for (std::int64_t t = 0; t < c.rank; ++t)
+      for (std::int64_t j = 0; j < c.n; ++j) v_.push_back(element(o.v, c.v, j, t));
+  }
 
-// The plain loop over all outputs.
+  const std::vector<double>& row(std::int64_t i) {
+    std::fill(row_.begin(), row_.end(), 0.0);
+    for (std::int64_t t = 0; t < c_.k; ++t)
+      add(c_.a_type == DType::I8 ? o_.a8.at(i, t) : static_cast<double>(o_.a16.cpu.f32(0, i)[t]), b_, t);
+    for (std::int64_t j = 0; j < c_.n && c_.scales; ++j) {
+      double& s = row_[static_cast<std::size_t>(j)];
+      if (c_.a_type == c_.b_type) s *= static_cast<double>(o_.a_scale.cpu.f32()[i]);
+      if (!scales_along_k(c_)) s *= static_cast<double>(o_.b_scale.cpu.f32()[j]);
+    }
+    for (std::int64_t t = 0; t < c_.rank; ++t) add(static_cast<double>(o_.u.cpu.f32(0, i)[t]), v_, t);
+    for (std::int64_t j = 0; j < c_.n && c_.bias; ++j)
+      row_[static_cast<std::size_t>(j)] += static_cast<double>(o_.bias.cpu.f32()[j]);
+    return row_;
+  }
+
+ private:
+  void add(double factor, const std::vector<double>& matrix, std::int64_t row) {
+    const double* from = matrix.data() + row * c_.n;
+    for (double& s : row_) s += factor * *from++;
+  }
+
+  const Case& c_;
+  const Operands& o_;
+  std::vector<double> b_, v_, row_;
+};
+
 void compute_on_host(const Case& c, const Operands& o) {
+  Sums sums(c, o);
   for (std::int64_t i = 0; i < c.m; ++i) {
+    const std::vector<double>& row = sums.row(i);
     for (std::int64_t j = 0; j < c.n; ++j) {
-      const double s = sum_of_products(c, o, i, j);
+      const double s = row[static_cast<std::size_t>(j)];
       if (c.y) {
         float& y = o.y.cpu.f32(0, i)[j];
         y = static_cast<float>(c.accumulate == Accumulate::kYes ? static_cast<double>(y) + s : s);
