@@ -44,6 +44,7 @@ void multiply(const FusedGemm& g, cudaStream_t stream) {
                             .v_mn_major = g.transpose_v == Transpose::kNo,
                             .m = static_cast<int>(g.a.rows),
                             .n = static_cast<int>(columns_of(g)),
+                            .k = static_cast<int>(g.a.cols),
                             .k_steps = static_cast<int>(ceil_div(g.a.cols, kStep)),
                             .rank = static_cast<int>(g.u.cols),
                             .gelu_begin = static_cast<int>(g.gelu_begin),
@@ -86,9 +87,7 @@ bool fused_gemm_sm90_supports(const FusedGemm& g) {
   };
   const bool transposed = g.transpose_b == Transpose::kYes;
   const bool mixed = g.a.dtype == DType::BF16 && g.b.dtype == DType::I8;
-  if (mixed && (g.a_scale || (g.v && g.transpose_v == Transpose::kYes) || !fits(g.b_scale, DType::F32) ||
-                (!transposed && !g.b_scale)))
-    return false;
+  if (mixed && (g.a_scale || (g.v && g.transpose_v == Transpose::kYes) || (!transposed && !g.b_scale))) return false;
   const DType operands = g.a.dtype == DType::I8 && transposed ? DType::I8 : DType::BF16;
   return fits(g.a, operands) && fits(g.b, mixed ? DType::I8 : operands) && fits(g.u, DType::BF16) &&
          fits(g.v, DType::BF16) && fits(g.y, DType::BF16) && fits(g.act, DType::BF16) &&

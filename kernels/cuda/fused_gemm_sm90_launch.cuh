@@ -32,14 +32,6 @@ inline EncodeTiled encode_tiled() {
 inline CUtensorMap map_of(const ConstView& x, int box_rows, int box_bytes) {
   CUtensorMap map{};
   if (!x) return map;
-  const auto type_of = [](DType dtype) {
-    if (dtype == DType::I8) return CU_TENSOR_MAP_DATA_TYPE_UINT8;
-    return dtype == DType::F32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  };
-  const auto swizzle_of = [](int bytes) {
-    if (bytes == 64) return CU_TENSOR_MAP_SWIZZLE_64B;
-    return bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE;
-  };
   const auto element = static_cast<std::int64_t>(size_of(x.dtype));
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(x.cols), static_cast<cuuint64_t>(x.rows)};
   // The stride of a single row is not used, but must be valid.
@@ -47,9 +39,11 @@ inline CUtensorMap map_of(const ConstView& x, int box_rows, int box_bytes) {
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(stride)};
   const cuuint32_t box[2] = {static_cast<cuuint32_t>(box_bytes / element), static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[2] = {1, 1};
-  const CUresult status = encode_tiled()(&map, type_of(x.dtype), 2, const_cast<std::byte*>(x.data), sizes, strides, box,
-                                         steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle_of(box_bytes),
-                                         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status =
+      encode_tiled()(&map, x.dtype == DType::I8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,
+                     const_cast<std::byte*>(x.data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                     box_bytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   require(status == CUDA_SUCCESS, "cuTensorMapEncodeTiled refuses a matrix");
   return map;
 }

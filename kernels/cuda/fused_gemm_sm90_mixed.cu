@@ -12,19 +12,17 @@ void launch_mixed(const FusedGemm& g, cudaStream_t stream) {
   const bool accumulate = g.accumulate == Accumulate::kYes;
   const View sum = accumulate ? g.y : g.sum, y = accumulate ? View{} : g.y;
   const ConstView residual = accumulate ? ConstView(g.y) : g.residual;
-  constexpr bool kByFeature = kStored == Stored::kByFeature;
   const std::int64_t n = columns_of(g);
   const Arguments arguments{.a = map_of(g.a, T::kCols / kCluster, 128),
                             .b = map_of(g.b, 64, kRowElements),
                             .u = map_of(g.u, T::kCols / kCluster, 128),
                             .v = map_of(g.v, kRankStep, 128),
-                            .k_scales = map_of(kByFeature ? ConstView{} : g.b_scale, 1, T::kScaleBytes),
                             .residual = map_of(residual, T::kChunk, 128),
                             .y = map_of(y, T::kChunk, 128),
                             .act = map_of(g.act, T::kChunk, 128),
                             .sum = map_of(sum, T::kChunk, 128),
                             .a_scale = nullptr,
-                            .b_scale = kByFeature ? reinterpret_cast<const float*>(g.b_scale.data) : nullptr,
+                            .b_scale = reinterpret_cast<const float*>(g.b_scale.data),
                             .gate = reinterpret_cast<const float*>(g.gate.data),
                             .bias = g.bias.data,
                             .act_data = reinterpret_cast<std::uint16_t*>(g.act.data),
@@ -37,6 +35,7 @@ void launch_mixed(const FusedGemm& g, cudaStream_t stream) {
                             .v_mn_major = true,
                             .m = static_cast<int>(g.a.rows),
                             .n = static_cast<int>(n),
+                            .k = static_cast<int>(g.a.cols),
                             .k_steps = static_cast<int>(ceil_div(g.a.cols, kRowElements)),
                             .rank = static_cast<int>(g.u.cols),
                             .gelu_begin = static_cast<int>(g.gelu_begin),
@@ -57,7 +56,7 @@ void fused_gemm_sm90_mixed(const FusedGemm& g, cudaStream_t stream) {
   using namespace sm90;
   const std::int64_t n = columns_of(g), tokens = g.a.rows;
   const double costs[] = {cost<MixedTile<2, 256>>(n, tokens), cost<MixedTile<3, 192>>(n, tokens),
-                          1.1 * cost<MixedTile<2, 192>>(n, tokens), 1.2 * cost<MixedTile<2, 128>>(n, tokens)};
+                          1.1 * cost<MixedTile<2, 192>>(n, tokens), 1.35 * cost<MixedTile<2, 128>>(n, tokens)};
   switch (std::min_element(std::begin(costs), std::end(costs)) - std::begin(costs)) {
     case 0: return launch_mixed<MixedTile<2, 256>>(g, stream);
     case 1: return launch_mixed<MixedTile<3, 192>>(g, stream);

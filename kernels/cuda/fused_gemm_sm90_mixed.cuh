@@ -16,38 +16,65 @@ enum class Stored : std::uint8_t { kByFeature, kByK };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-template <class T, Stored kStored>
-__device__ void produce_mixed(const Arguments& p, MixedMemory<T> memory) {
-  const std::uint32_t block = block_in_cluster();
-  const int rank_steps = (p.rank + kRankStep - 1) / kRankStep;
+// Calls f(stage's place in the ring, its full barrier, step of the tile's K or beyond it of the rank, pair and column
+// of the tile) for every stage that the block fills, when it is free.
+template <class T, class Function>
+__device__ void for_stages(const Arguments& p, MixedMemory<T> memory, Function f) {
+  const int steps = p.k_steps + (p.rank + kRankStep - 1) / kRankStep;
   Ring<T> ring;
   wait_for_kernels_before();
   for (int i = static_cast<int>(blockIdx.x) / kCluster; i < p.schedule.count(); i += gridDim.x / kCluster) {
     int pair, column;
     p.schedule.place(i, pair, column);
-    const int feature = (pair * kCluster + static_cast<int>(block)) * T::kRows, token = column * T::kCols;
-    for (int step = 0; step < p.k_steps + rank_steps; ++step, ring.advance()) {
-      const std::uint32_t full = memory.full(ring.stage), left = memory.left(ring.stage);
+    for (int step = 0; step < steps; ++step, ring.advance()) {
       wait_barrier(memory.empty(ring.stage), ring.parity ^ 1);
-      const bool scaled = kStored == Stored::kByK && step < p.k_steps;
-      arrive_expecting(full, T::kStageBytes + (scaled ? T::kScaleBytes : 0));
-      const int k = step < p.k_steps ? step * kRowElements : (step - p.k_steps) * kRankStep;
-      load_right<T>(step < p.k_steps ? p.a : p.u, false, k, token, memory.right(ring.stage), full, block);
-      if (scaled) load_box(memory.scales(ring.stage), p.k_scales, k, 0, full);
-#pragma unroll
-      for (int group = 0; group < T::kGroups; ++group) {
-        const std::uint32_t to = left + group * T::kGroupBytes;
-        const int first = feature + group * 64;
-        if (step >= p.k_steps) {
-          load_box(to, p.v, first, k, full);
-        } else if constexpr (kStored == Stored::kByFeature) {
-          load_box(to, p.b, k, first, full);
-        } else {
-          load_box(to, p.b, first, k, full);
-        }
-      }
+      f(ring.stage, step, pair, column);
     }
   }
+}
+
+// One thread.
+template <class T, Stored kStored>
+__device__ void produce_mixed(const Arguments& p, MixedMemory<T> memory) {
+  const std::uint32_t block = block_in_cluster();
+  for_stages(p, memory, [&](int stage, int step, int pair, int column) {
+    const int feature = (pair * kCluster + static_cast<int>(block)) * T::kRows;
+    const std::uint32_t full = memory.full(stage);
+    arrive_expecting(full, T::kStageBytes);
+    const int k = step < p.k_steps ? step * kRowElements : (step - p.k_steps) * kRankStep;
+    load_right<T>(step < p.k_steps ? p.a : p.u, false, k, column * T::kCols, memory.right(stage), full, block);
+#pragma unroll
+    for (int group = 0; group < T::kGroups; ++group) {
+      const std::uint32_t to = memory.left(stage) + group * T::kGroupBytes;
+      const int first = feature + group * 64;
+      if (step >= p.k_steps) {
+        load_box(to, p.v, first, k, full);
+      } else if constexpr (kStored == Stored::kByFeature) {
+        load_box(to, p.b, k, first, full);
+      } else {
+        load_box(to, p.b, first, k, full);
+      }
+    }
+  });
+}
+
+// One warp: the scales of a stage's steps of K, in pairs of neighbours, as sums of two BF16 values.
+template <class T>
+__device__ void produce_scales(const Arguments& p, MixedMemory<T> memory) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for_stages(p, memory, [&](int stage, int step, int, int) {
+    if (step < p.k_steps) {
+      const int k = step * kRowElements + 2 * lane;
+      const float first = k < p.k ? p.b_scale[k] : 0.0F, second = k + 1 < p.k ? p.b_scale[k + 1] : 0.0F;
+      const std::uint32_t high = pair_of(first, second);
+      const std::uint32_t low =
+          pair_of(first - __uint_as_float(high << 16), second - __uint_as_float(high & 0xFFFF0000U));
+      asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(memory.scales(stage) + lane * 8), "r"(high), "r"(low)
+                   : "memory");
+    }
+    __syncwarp();
+    if (lane == 0) arrive_expecting(memory.full(stage), 0);
+  });
 }
 
 // Left operands of one stage for multiply_bf16, in four parts of 16 steps of K.
@@ -107,16 +134,17 @@ class Expander<Stored::kByFeature> {
   std::uint32_t offset_, even_;
 };
 
-// Rows are steps of K, and each has its scale.
+// Rows are steps of K, and each has its scale: the product is rounded once more than it would be in float32, by 2^-18.
 template <>
 class Expander<Stored::kByK> {
  public:
   struct Raw {
     std::uint32_t first[2], second[2];  // features 2 g and 2 g + 1 of a step of K, and of the next
-    float scales[2][2];
+    std::uint32_t high[2], low[2];      // of their scales
   };
 
-  __device__ explicit Expander(int warp, int lane) : offset_(k_of(lane) * 64 + (warp ^ lane % 4) * 16 + lane / 4 * 2) {}
+  __device__ explicit Expander(int warp, int lane)
+      : offset_(lane % 4 * 2 * 64 + (warp ^ lane % 4) * 16 + lane / 4 * 2), scales_(lane % 4 * 8) {}
 
   __device__ Raw load(std::uint32_t left, std::uint32_t scales, int part) const {
     Raw raw;
@@ -125,9 +153,9 @@ class Expander<Stored::kByK> {
       const std::uint32_t k = part * 16 + i * 8, at = left + offset_ + k * 64;
       raw.first[i] = load_u16(at);
       raw.second[i] = load_u16(at + 64);
-      asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
-                   : "=f"(raw.scales[i][0]), "=f"(raw.scales[i][1])
-                   : "r"(scales + (k + k_of(threadIdx.x % 32)) * 4)
+      asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                   : "=r"(raw.high[i]), "=r"(raw.low[i])
+                   : "r"(scales + scales_ + k * 4)
                    : "memory");
     }
     return raw;
@@ -135,22 +163,21 @@ class Expander<Stored::kByK> {
   __device__ void expand(const Raw& raw, std::uint32_t* a) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      // 128 more than the values, unsigned.
-      const std::uint32_t bytes = __byte_perm(raw.first[i], raw.second[i], 0x5410) ^ 0x80808080U;
-      const auto scaled = [&](int byte) { return raw.scales[i][byte / 2] * centred(bytes, 0x7440 | byte); };
-      a[2 * i] = pair_of(scaled(0), scaled(2));
-      a[2 * i + 1] = pair_of(scaled(1), scaled(3));
+      const auto scaled = [&](std::uint32_t selector) {
+        const std::uint32_t values = exact_pair(__byte_perm(raw.first[i], raw.second[i], selector));
+        std::uint32_t product;
+        asm("{ .reg .b32 rest; mul.rn.bf16x2 rest, %1, %3; fma.rn.bf16x2 %0, %1, %2, rest; }"
+            : "=r"(product)
+            : "r"(values), "r"(raw.high[i]), "r"(raw.low[i]));
+        return product;
+      };
+      a[2 * i] = scaled(0x4400);
+      a[2 * i + 1] = scaled(0x5511);
     }
   }
 
  private:
-  __device__ static std::uint32_t k_of(std::uint32_t lane) { return lane % 4 * 2; }
-  // An unsigned byte minus 128: as the lowest of the mantissa of 2^23.
-  __device__ static float centred(std::uint32_t bytes, std::uint32_t selector) {
-    return value(__byte_perm(bytes, 0x4B000000U, selector)) - 8388736.0F;
-  }
-
-  std::uint32_t offset_;
+  std::uint32_t offset_, scales_;
 };
 
 // The four warps of a group read stages at their own pace, so each says when it is done.
@@ -159,8 +186,8 @@ __device__ void release_by_warp(MixedMemory<T> memory, int stage, int lane) {
   if (lane < kCluster) arrive_remote(memory.empty(stage), lane);
 }
 
-// d = the group's features times the tile's tokens, half a stage at a time: while one half is multiplied, the weights of
-// the next one are expanded, and read from shared memory a part earlier still.
+// d = the group's features times the tile's tokens, half a stage at a time: while one half is multiplied, the weights
+// of the next one are expanded, and read from shared memory a part earlier still.
 template <class T, Stored kStored>
 __device__ void multiply_mixed(Sums<T::kCols>& d, const Arguments& p, MixedMemory<T> memory, Ring<T>& ring, int group,
                                int lane, const Expander<kStored>& expander) {
@@ -273,7 +300,7 @@ __global__ void __launch_bounds__(T::kThreads, 1) mixed_gemm_kernel(const __grid
   const MixedMemory<T> memory{{(shared_address(shared) + T::kAlignment - 1) / T::kAlignment * T::kAlignment}};
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < T::kStages; ++stage) {
-      init_barrier(memory.full(stage), 1);
+      init_barrier(memory.full(stage), kStored == Stored::kByK ? 2 : 1);
       init_barrier(memory.empty(stage), T::kGroups * 4 * kCluster);
     }
     for (int i = 0; i < T::kBuffers; ++i) init_barrier(memory.loaded(i), 1);
@@ -283,6 +310,7 @@ __global__ void __launch_bounds__(T::kThreads, 1) mixed_gemm_kernel(const __grid
   if (threadIdx.x >= T::kGroups * kWarpgroup) {
     give_registers<T::kGroups == 3 ? 32 : 40>();
     if (threadIdx.x / 32 == T::kGroups * 4 && elect()) produce_mixed<T, kStored>(p, memory);
+    if (kStored == Stored::kByK && threadIdx.x / 32 == T::kGroups * 4 + 1) produce_scales(p, memory);
     __syncwarp();
   } else {
     take_registers<T::kGroups == 3 ? 160 : 232>();

@@ -46,7 +46,7 @@ struct Schedule {
 };
 
 struct Arguments {
-  CUtensorMap a, b, u, v, k_scales, residual, y, act, sum;  // k_scales: of the mixed kernel's steps along K
+  CUtensorMap a, b, u, v, residual, y, act, sum;
   const float* a_scale;
   const float* b_scale;
   const float* gate;
@@ -55,7 +55,7 @@ struct Arguments {
   std::int64_t act_stride;
   DType bias_type;
   bool has_y, has_act, has_sum, has_residual, v_mn_major;
-  int m, n, k_steps, rank, gelu_begin;  // k_steps: stages along K
+  int m, n, k, k_steps, rank, gelu_begin;  // k_steps: stages along K
   Schedule schedule;
 
   __device__ int rank_steps() const { return (rank + kRowElements - 1) / kRowElements; }

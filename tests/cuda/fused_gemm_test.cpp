@@ -241,7 +241,7 @@ TEST_CASE("fused product: shapes that fill a GPU of 132 multiprocessors with one
 
 TEST_CASE("fused product: rows of any length of K") {
   if (gpu() == nullptr) return;
-  for (const std::int64_t k : {1, 31, 64, 129, 1000}) {
+  for (const std::int64_t k : {7, 31, 64, 127, 1000}) {
     for (Case c : kOperands) {
       c.k = k;
       run(c);
