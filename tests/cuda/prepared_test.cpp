@@ -1,4 +1,5 @@
-// Weights that were expanded or transposed beforehand give the bits of those that are at each use.
+// Weights that were expanded or transposed beforehand give the bits of those that are at each use. Where products read
+// what is stored (w8a16 on compute capability 9.0), there is nothing to prepare.
 #include "engine/flux_engine.h"
 #include "engine/lora_targets.h"
 #include "engine/memory_plan.h"
@@ -14,6 +15,11 @@ Device& device_of(Precision precision) {
   static const std::unique_ptr<Device> w8a16 = make_cuda_device();
   static const std::unique_ptr<Device> w8a8 = make_cuda_device({.precision = Precision::kW8A8});
   return precision == Precision::kW8A8 ? *w8a8 : *w8a16;
+}
+
+bool reads_copies(Device& device, std::int64_t out, std::int64_t in) {
+  const Weight shape{.codec = Codec::kInt8Rows, .values = View(nullptr, DType::I8, 1, out, in)};
+  return device.ops().prepared_form(shape).count() > 0;
 }
 
 enum class Copy { kNone, kPrepared, kZeros };
@@ -84,6 +90,7 @@ Results results(Device& device, const Case& c, Copy kind) {
 void check(const Case& c) {
   for (const Precision precision : {Precision::kW8A16, Precision::kW8A8}) {
     Device& device = device_of(precision);
+    if (!reads_copies(device, c.out, c.in)) continue;
     const Results without = results(device, c, Copy::kNone);
     const Results with = results(device, c, Copy::kPrepared);
     CHECK(with.forward == without.forward);
@@ -151,9 +158,12 @@ TEST_CASE("prepared weights: training gives the same adapters") {
     Device& device = device_of(precision);
     const std::vector<float> expected = trained(device, *setup.slab, run);
     FluxRun prepared = with_prepared_blocks(device, *setup.slab, run);
-    CHECK(prepared.residency.prepared.size() == 3);
-    CHECK(trained(device, *setup.slab, prepared) == expected);
-    prepared.residency.prepared.pop_back();
+    const bool copies = reads_copies(device, 16, 16);
+    CHECK(prepared.residency.prepared.size() == (copies ? 3 : 0));
+    if (copies) {
+      CHECK(trained(device, *setup.slab, prepared) == expected);
+      prepared.residency.prepared.pop_back();
+    }
     prepared.residency.streamed = {"single_blocks.1", "embed"};
     CHECK(trained(device, *setup.slab, prepared) == expected);
     CHECK(std::ranges::all_of(expected, [](float v) { return std::isfinite(v); }));
