@@ -73,8 +73,7 @@ int sample(const Options& o) {
   const FluxRun run{.sequences = {make_sequence(text_tokens, grid)},
                     .guests = {{.phase = {}, .work = vae.work()}},
                     .lora = loras.targets};
-  const bool reads_copies = o.compute.precision == DeviceOptions::Precision::kW8A16;  // w8a8: in backward alone
-  const FluxRun prepared = reads_copies ? with_prepared_blocks(*device, slab, run) : run;
+  const FluxRun prepared = device->ops().forward_reads_prepared() ? with_prepared_blocks(*device, slab, run) : run;
   FluxEngine engine(*device, slab, fits(*device, slab, prepared) ? prepared : run);
   loras.upload(engine);
 

@@ -233,6 +233,8 @@ class Ops {
   // transposed; an empty view where they read what is stored. Without the copy they make it at each use: memory spent
   // on it saves time, and results are the same bits.
   virtual View prepared_form(const Weight& weight) const;
+  // Do products of the forward pass read such copies, or only those of the backward pass?
+  virtual bool forward_reads_prepared() const { return false; }
   // Writes that copy.
   virtual void prepare(const Weight& weight, View to);
 

@@ -45,6 +45,7 @@ class CudaOps : public Ops {
 
   void stack_adapters(std::span<const LoraBranch> lora) override;
   View prepared_form(const Weight& weight) const override;
+  bool forward_reads_prepared() const override;
   void prepare(const Weight& weight, View to) override;
   void linear(const LinearForward&) override;
   void linear_backward(const LinearBackward&) override;
@@ -149,8 +150,6 @@ class CudaOps : public Ops {
   static Operand expanded(Scratch& scratch, const Weight& weight);    // BF16 [out, in]
   static Operand transposed(Scratch& scratch, const Weight& weight);  // I8 [in, out]
   bool multiplies_int8(const Weight& weight) const;
-  // Does the product of bfloat16 rows read the INT8 weight as it is stored?
-  bool multiplies_stored(const Weight& weight) const;
   void convert_all(const std::vector<std::pair<ConstView, View>>& conversions);
   // What the backward pass of a linear needs for its adapters, in scratch.
   struct AdapterScratch {
@@ -163,14 +162,16 @@ class CudaOps : public Ops {
                                std::vector<std::pair<ConstView, View>>& conversions);
   void adapter_gradients(const LinearBackward& p, const ConstView& dy, const AdapterScratch& adapters);
   static Gemm product(ConstView x, GemmMatrix w, Transpose transpose, float beta, View y, ConstView bias = {});
-  // How the product of a linear layer with its weight is computed. `saves_passes`: are there adapters or an epilogue?
-  enum class Product : std::uint8_t { kAlone, kFusedInt8, kFusedBf16 };
-  Product product_of(const Weight& weight, ConstView rows, bool saves_passes,
+  // How the product of a linear layer with its weight is computed: with INT8 rows, or with bfloat16 rows and the weight
+  // as it is stored, in INT8, or with both in bfloat16. `saves_passes`: are there adapters or an epilogue?
+  enum class Product : std::uint8_t { kAlone, kFusedInt8, kFusedStored, kFusedBf16 };
+  enum class Pass : std::uint8_t { kForward, kBackward };
+  Product product_of(const Weight& weight, Pass pass, ConstView rows, bool saves_passes,
                      std::initializer_list<ConstView> outputs) const;
   static QuantisedRows take_quantised(Scratch& scratch, const ConstView& x);
   void quantise(const ConstView& x, const ConstView& factors, const QuantisedRows& to);
-  void linear_fused(const LinearForward& p, bool int8);
-  void linear_backward_fused(const LinearBackward& p, bool int8);
+  void linear_fused(const LinearForward& p, Product path);
+  void linear_backward_fused(const LinearBackward& p, Product path);
   void few_rows_linear(const LinearForward& p);
   void few_rows_linear_backward(const LinearBackward& p);
 

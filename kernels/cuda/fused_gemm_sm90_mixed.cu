@@ -49,20 +49,28 @@ void launch_mixed(const FusedGemm& g, cudaStream_t stream) {
   launch_mixed<T, Stored::kByK>(g, stream);
 }
 
+struct Choice {
+  double cost;
+  void (*run)(const FusedGemm&, cudaStream_t);
+};
+// `factor`: time of a multiplication beside that of the largest tile. A weight is expanded once for each tile of
+// tokens.
+template <class T>
+Choice choice(const FusedGemm& g, double factor) {
+  return {factor * cost<T>(columns_of(g), g.a.rows), launch_mixed<T>};
+}
+
 }  // namespace
 }  // namespace sm90
 
 void fused_gemm_sm90_mixed(const FusedGemm& g, cudaStream_t stream) {
   using namespace sm90;
-  const std::int64_t n = columns_of(g), tokens = g.a.rows;
-  const double costs[] = {cost<MixedTile<2, 256>>(n, tokens), cost<MixedTile<3, 192>>(n, tokens),
-                          1.1 * cost<MixedTile<2, 192>>(n, tokens), 1.35 * cost<MixedTile<2, 128>>(n, tokens)};
-  switch (std::min_element(std::begin(costs), std::end(costs)) - std::begin(costs)) {
-    case 0: return launch_mixed<MixedTile<2, 256>>(g, stream);
-    case 1: return launch_mixed<MixedTile<3, 192>>(g, stream);
-    case 2: return launch_mixed<MixedTile<2, 192>>(g, stream);
-    default: return launch_mixed<MixedTile<2, 128>>(g, stream);
-  }
+  const Choice choices[] = {choice<MixedTile<2, 256>>(g, 1.0), choice<MixedTile<3, 192>>(g, 1.02),
+                            choice<MixedTile<2, 192>>(g, 1.1), choice<MixedTile<2, 128>>(g, 1.35),
+                            choice<MixedTile<1, 256>>(g, 1.25)};
+  std::min_element(std::begin(choices), std::end(choices), [](const Choice& x, const Choice& y) {
+    return x.cost < y.cost;
+  })->run(g, stream);
 }
 
 }  // namespace squareq::cuda

@@ -135,8 +135,9 @@ void CudaOps::linear(const LinearForward& p) {
   if (p.u_known && !output) return;
   if (few_float_rows({p.x, p.y, p.u}) && !p.act && !p.sum) return few_rows_linear(p);
   if (output) {
-    const Product path = product_of(p.weight, p.x, !p.lora.empty() || p.act || p.sum, {p.y, p.act, p.residual, p.sum});
-    if (path != Product::kAlone) return linear_fused(p, path == Product::kFusedInt8);
+    const Product path =
+        product_of(p.weight, Pass::kForward, p.x, !p.lora.empty() || p.act || p.sum, {p.y, p.act, p.residual, p.sum});
+    if (path != Product::kAlone) return linear_fused(p, path);
   }
 
   Scratch scratch(*this);
@@ -232,8 +233,8 @@ void CudaOps::linear_backward(const LinearBackward& p) {
   if (!p.dx && !trained) return;
   if (few_float_rows({p.dy, p.dx, p.x, p.u})) return few_rows_linear_backward(p);
   if (p.dx) {
-    const Product path = product_of(p.weight, p.dy, !p.lora.empty(), {p.dx});
-    if (path != Product::kAlone) return linear_backward_fused(p, path == Product::kFusedInt8);
+    const Product path = product_of(p.weight, Pass::kBackward, p.dy, !p.lora.empty(), {p.dx});
+    if (path != Product::kAlone) return linear_backward_fused(p, path);
   }
 
   Scratch scratch(*this);
@@ -276,8 +277,12 @@ void CudaOps::keep_ranks(std::span<const LoraBranch> lora, const View& u) {
 
 View CudaOps::prepared_form(const Weight& weight) const {
   if (multiplies_int8(weight)) return {nullptr, DType::I8, 1, weight.in(), weight.out()};
-  if (weight.values.dtype == DType::BF16 || multiplies_stored(weight)) return {};
+  if (weight.values.dtype == DType::BF16) return {};
   return {nullptr, DType::BF16, 1, weight.out(), weight.in()};
+}
+
+bool CudaOps::forward_reads_prepared() const {
+  return options_.precision == DeviceOptions::Precision::kW8A16 && tensor_cores_ != TensorCores::kSm90;
 }
 
 void CudaOps::prepare(const Weight& weight, View to) {

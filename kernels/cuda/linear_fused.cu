@@ -53,17 +53,13 @@ bool CudaOps::multiplies_int8(const Weight& weight) const {
          weight.codec == Codec::kInt8Rows;
 }
 
-bool CudaOps::multiplies_stored(const Weight& weight) const {
-  return options_.precision == DeviceOptions::Precision::kW8A16 && tensor_cores_ == TensorCores::kSm90 &&
-         fused_widths(weight) && weight.codec == Codec::kInt8Rows;
-}
-
-// Decided by types, shapes and alignment alone. Few rows gain nothing from INT8. In bfloat16 cuBLASLt's products are a
-// little faster than the fused one, which wins by the passes over the output that it saves, and only on many rows, or
-// where it reads the weight as it is stored.
-CudaOps::Product CudaOps::product_of(const Weight& weight, ConstView rows, bool saves_passes,
+// Decided by types, shapes and alignment alone. Few rows gain nothing from INT8. Products that read INT8 weights as
+// they are stored save the expanding, whose time does not depend on the rows; backward, where the scales cost time too,
+// more is lost on many rows. In bfloat16 cuBLASLt's products are a little faster than the fused one, which wins only by
+// the passes over the output that it saves, and only on many rows.
+CudaOps::Product CudaOps::product_of(const Weight& weight, Pass pass, ConstView rows, bool saves_passes,
                                      std::initializer_list<ConstView> outputs) const {
-  constexpr std::int64_t kManyRows = 1024;
+  constexpr std::int64_t kManyRows = 1024, kMostStoredBackward = 2560;
   const std::int64_t count = rows.batch * rows.rows;
   const auto bf16 = [](const ConstView& v) { return !v || v.dtype == DType::BF16; };
   if (count <= kFewRows || !fused_widths(weight) || !std::all_of(outputs.begin(), outputs.end(), bf16)) {
@@ -71,8 +67,11 @@ CudaOps::Product CudaOps::product_of(const Weight& weight, ConstView rows, bool 
   }
   if (multiplies_int8(weight)) return Product::kFusedInt8;
   const bool fits = bf16(rows) && aligned(rows) && std::all_of(outputs.begin(), outputs.end(), aligned);
-  const bool gains = multiplies_stored(weight) || (saves_passes && count >= kManyRows);
-  return tensor_cores_ == TensorCores::kSm90 && fits && gains ? Product::kFusedBf16 : Product::kAlone;
+  if (tensor_cores_ != TensorCores::kSm90 || !fits) return Product::kAlone;
+  if (weight.codec == Codec::kInt8Rows && (pass == Pass::kForward || count <= kMostStoredBackward)) {
+    return Product::kFusedStored;
+  }
+  return saves_passes && count >= kManyRows ? Product::kFusedBf16 : Product::kAlone;
 }
 
 QuantisedRows CudaOps::take_quantised(Scratch& scratch, const ConstView& x) {
@@ -80,7 +79,8 @@ QuantisedRows CudaOps::take_quantised(Scratch& scratch, const ConstView& x) {
   return {scratch.take(DType::I8, 1, rows, x.cols), scratch.take(DType::F32, 1, 1, rows)};
 }
 
-void CudaOps::linear_fused(const LinearForward& p, bool int8) {
+void CudaOps::linear_fused(const LinearForward& p, Product path) {
+  const bool int8 = path == Product::kFusedInt8, stored = path != Product::kFusedBf16;
   Scratch scratch(*this);
   const bool adapted = !p.lora.empty();
   std::vector<std::pair<ConstView, View>> conversions;
@@ -90,7 +90,6 @@ void CudaOps::linear_fused(const LinearForward& p, bool int8) {
   const View u = own_u ? scratch.take(DType::BF16, x.batch, x.rows, adapter_columns(p.lora)) : p.u;
   QuantisedRows quantised;
   if (int8) quantised = take_quantised(scratch, x);
-  const bool stored = int8 || multiplies_stored(p.weight);
   const Operand weight = stored ? Operand{.values = p.weight.values} : expanded(scratch, p.weight);
   if (scratch.rehearsing()) return;
 
@@ -121,7 +120,8 @@ void CudaOps::linear_fused(const LinearForward& p, bool int8) {
   });
 }
 
-void CudaOps::linear_backward_fused(const LinearBackward& p, bool int8) {
+void CudaOps::linear_backward_fused(const LinearBackward& p, Product path) {
+  const bool int8 = path == Product::kFusedInt8, stored = path == Product::kFusedStored;
   const bool adapted = !p.lora.empty();
   const bool trained =
       std::any_of(p.lora.begin(), p.lora.end(), [](const LoraBranch& branch) { return branch.trained(); });
@@ -131,7 +131,6 @@ void CudaOps::linear_backward_fused(const LinearBackward& p, bool int8) {
   const AdapterScratch adapters = take_adapters(scratch, p, trained, conversions);
   QuantisedRows quantised;
   if (int8) quantised = take_quantised(scratch, dy);
-  const bool stored = !int8 && multiplies_stored(p.weight);
   const Operand weight = int8     ? transposed(scratch, p.weight)
                          : stored ? Operand{.values = p.weight.values}
                                   : expanded(scratch, p.weight);

@@ -230,8 +230,8 @@ TEST_CASE("fused product: equals the plain loop") {
 
 TEST_CASE("fused product: shapes that fill a GPU of 132 multiprocessors with one tile each") {
   if (gpu() == nullptr) return;
-  for (const auto& [m, n] :
-       {std::pair{1024, 4096}, std::pair{1536, 3072}, std::pair{1024, 3072}, std::pair{960, 3072}}) {
+  for (const auto& [m, n] : {std::pair{1024, 4096}, std::pair{1536, 3072}, std::pair{1024, 3072}, std::pair{960, 3072},
+                             std::pair{640, 3072}}) {
     for (Case c : kOperands) {
       c.m = m, c.n = n, c.k = 48, c.rank = 16, c.bias = true;
       run(c);
