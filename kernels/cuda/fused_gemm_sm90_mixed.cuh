@@ -16,13 +16,12 @@ enum class Stored : std::uint8_t { kByFeature, kByK };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// Calls f(stage's place in the ring, its full barrier, step of the tile's K or beyond it of the rank, pair and column
-// of the tile) for every stage that the block fills, when it is free.
+// Calls f(place in the ring, step, pair and column of the tile) for every stage of the block, when it may be filled.
+// The steps of a tile are those of K, then those of the rank.
 template <class T, class Function>
 __device__ void for_stages(const Arguments& p, MixedMemory<T> memory, Function f) {
   const int steps = p.k_steps + (p.rank + kRankStep - 1) / kRankStep;
   Ring<T> ring;
-  wait_for_kernels_before();
   for (int i = static_cast<int>(blockIdx.x) / kCluster; i < p.schedule.count(); i += gridDim.x / kCluster) {
     int pair, column;
     p.schedule.place(i, pair, column);
@@ -37,6 +36,7 @@ __device__ void for_stages(const Arguments& p, MixedMemory<T> memory, Function f
 template <class T, Stored kStored>
 __device__ void produce_mixed(const Arguments& p, MixedMemory<T> memory) {
   const std::uint32_t block = block_in_cluster();
+  wait_for_kernels_before();
   for_stages(p, memory, [&](int stage, int step, int pair, int column) {
     const int feature = (pair * kCluster + static_cast<int>(block)) * T::kRows;
     const std::uint32_t full = memory.full(stage);
@@ -58,19 +58,27 @@ __device__ void produce_mixed(const Arguments& p, MixedMemory<T> memory) {
   });
 }
 
-// One warp: the scales of a stage's steps of K, in pairs of neighbours, as sums of two BF16 values.
+// One warp: the scales of a stage's steps of K, in pairs of neighbours, as sums of two BF16 values. They are fetched
+// one stage ahead.
 template <class T>
 __device__ void produce_scales(const Arguments& p, MixedMemory<T> memory) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  float first = 0.0F, second = 0.0F;
+  const auto fetch = [&](int step) {
+    const int k = step * kRowElements + 2 * lane;
+    first = k < p.k ? p.b_scale[k] : 0.0F;
+    second = k + 1 < p.k ? p.b_scale[k + 1] : 0.0F;
+  };
+  wait_for_kernels_before();
+  fetch(0);
   for_stages(p, memory, [&](int stage, int step, int, int) {
     if (step < p.k_steps) {
-      const int k = step * kRowElements + 2 * lane;
-      const float first = k < p.k ? p.b_scale[k] : 0.0F, second = k + 1 < p.k ? p.b_scale[k + 1] : 0.0F;
       const std::uint32_t high = pair_of(first, second);
       const std::uint32_t low =
           pair_of(first - __uint_as_float(high << 16), second - __uint_as_float(high & 0xFFFF0000U));
       asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(memory.scales(stage) + lane * 8), "r"(high), "r"(low)
                    : "memory");
+      fetch(step + 1 < p.k_steps ? step + 1 : 0);
     }
     __syncwarp();
     if (lane == 0) arrive_expecting(memory.full(stage), 0);
@@ -134,7 +142,8 @@ class Expander<Stored::kByFeature> {
   std::uint32_t offset_, even_;
 };
 
-// Rows are steps of K, and each has its scale: the product is rounded once more than it would be in float32, by 2^-18.
+// Rows are steps of K, and each has its scale: rounding value times scale differs from rounding their exact product
+// only next to ties.
 template <>
 class Expander<Stored::kByK> {
  public:
