@@ -147,8 +147,8 @@ class CpuOps : public Ops {
   // linear.cpp
   void product(ConstMatrix x, std::int64_t rows, const Weight& weight, bool backward, std::int64_t begin,
                std::int64_t n, float beta, Matrix out, Worker& own) const;
-  ConstMatrix prepare(ConstView x, Scratch& memory, bool needed,
-                      const std::function<void(ConstMatrix x, std::int64_t begin, std::int64_t n)>& then);
+  ConstMatrix as_matrix(ConstView x, Scratch& memory, bool needed,
+                        const std::function<void(ConstMatrix x, std::int64_t begin, std::int64_t n)>& then);
 };
 
 // The values of a vector or contiguous view as floats: in place if it is F32, else converted into `memory`.

@@ -304,8 +304,8 @@ void CpuOps::product(ConstMatrix x, std::int64_t rows, const Weight& weight, boo
 
 // x as one matrix, gathered into `memory` if its samples do not lie at one stride. Calls then(rows, begin, n) for rows
 // [begin, begin + n) of it once they are there; if not `needed` (then does nothing), only when gathering.
-ConstMatrix CpuOps::prepare(ConstView x, Scratch& memory, bool needed,
-                            const std::function<void(ConstMatrix, std::int64_t, std::int64_t)>& then) {
+ConstMatrix CpuOps::as_matrix(ConstView x, Scratch& memory, bool needed,
+                              const std::function<void(ConstMatrix, std::int64_t, std::int64_t)>& then) {
   const bool in_place = is_matrix(x);
   const std::int64_t rows = x.batch * x.rows;
   float* gathered = in_place ? nullptr : memory.at_least(rows * x.cols);
@@ -329,16 +329,17 @@ void CpuOps::linear(const LinearForward& p) {
   const bool output = p.y || p.act || p.sum;
   if (rows == 0 || p.weight.out() == 0 || (p.u_known && !output)) return;
   const Matrix u{u_.at_least(rows * ranks), ranks};
-  const ConstMatrix x = prepare(p.x, x_, !p.lora.empty(), [&](ConstMatrix x_rows, std::int64_t begin, std::int64_t n) {
-    if (!p.u_known) {
-      project_down(p.lora, x_rows, n, {u.row(begin), ranks});
-      keep_ranks(p.lora, p.x.rows, begin, n, {u.row(begin), ranks});
-    }
-    for (std::int64_t r = begin; p.u && r < begin + n; ++r) {
-      float* saved = p.u.f32(r / p.u.rows, r % p.u.rows);
-      p.u_known ? std::copy_n(saved, ranks, u.row(r)) : std::copy_n(u.row(r), ranks, saved);
-    }
-  });
+  const ConstMatrix x =
+      as_matrix(p.x, x_, !p.lora.empty(), [&](ConstMatrix x_rows, std::int64_t begin, std::int64_t n) {
+        if (!p.u_known) {
+          project_down(p.lora, x_rows, n, {u.row(begin), ranks});
+          keep_ranks(p.lora, p.x.rows, begin, n, {u.row(begin), ranks});
+        }
+        for (std::int64_t r = begin; p.u && r < begin + n; ++r) {
+          float* saved = p.u.f32(r / p.u.rows, r % p.u.rows);
+          p.u_known ? std::copy_n(saved, ranks, u.row(r)) : std::copy_n(u.row(r), ranks, saved);
+        }
+      });
   if (!output) return;
 
   const float* bias = p.weight.bias ? as_floats(p.weight.bias, bias_) : nullptr;
@@ -374,13 +375,13 @@ void CpuOps::linear_backward(const LinearBackward& p) {
 
   const Matrix du{du_.at_least(rows * ranks), ranks};
   const ConstMatrix dy =
-      prepare(p.dy, dy_, !p.lora.empty(), [&](ConstMatrix dy_rows, std::int64_t begin, std::int64_t n) {
+      as_matrix(p.dy, dy_, !p.lora.empty(), [&](ConstMatrix dy_rows, std::int64_t begin, std::int64_t n) {
         project_back(p.lora, dy_rows, n, {du.row(begin), ranks});
         keep_ranks(p.lora, p.dy.rows, begin, n, {du.row(begin), ranks});
       });
   std::vector<Outer> outers;
   if (trained) {
-    outers = adapter_gradients(p.lora, dy, du, prepare(p.x, x_, false, nothing), prepare(p.u, u_, false, nothing));
+    outers = adapter_gradients(p.lora, dy, du, as_matrix(p.x, x_, false, nothing), as_matrix(p.u, u_, false, nothing));
   }
 
   const Grid grid(rows, p.dx ? p.weight.in() : 0);
