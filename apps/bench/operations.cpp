@@ -15,7 +15,7 @@
 namespace squareq::bench {
 namespace {
 
-constexpr std::int64_t kHidden = 3072, kMlp = 12288, kHeadDim = 128, kVector = 768;
+constexpr std::int64_t kHidden = 3072, kMlp = 12288, kHeadDim = 128;
 constexpr std::int64_t kJoint = 3 * kHidden + kMlp;  // columns of linear1
 
 // Operands of one call. There are several sets, used in turn, so that what one call reads is not in a cache from the
