@@ -70,11 +70,14 @@ int sample(const Options& o) {
   const Grid grid{.rows = o.height / patch, .cols = o.width / patch};
 
   SavedLoras loras = load_loras(o.loras, shape);
-  const FluxRun run{.sequences = {make_sequence(text_tokens, grid)},
-                    .guests = {{.phase = {}, .work = vae.work()}},
-                    .lora = loras.targets};
-  const FluxRun prepared = device->ops().forward_reads_prepared() ? with_prepared_blocks(*device, slab, run) : run;
-  FluxEngine engine(*device, slab, fits(*device, slab, prepared) ? prepared : run);
+  FluxRun run{.sequences = {make_sequence(text_tokens, grid)},
+              .guests = {{.phase = {}, .work = vae.work()}},
+              .lora = loras.targets};
+  if (device->ops().forward_reads_prepared()) {
+    FluxRun prepared = with_prepared_blocks(*device, slab, run);
+    if (fits(*device, slab, prepared)) run = std::move(prepared);
+  }
+  FluxEngine engine(*device, slab, run);
   loras.upload(engine);
 
   std::vector<float> latent(static_cast<std::size_t>(grid.tokens() * shape.in_channels));
